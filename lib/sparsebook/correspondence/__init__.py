@@ -1,0 +1,1 @@
+"""Sparse and semi-dense matching, localisation and pose."""

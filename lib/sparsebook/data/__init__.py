@@ -1,0 +1,1 @@
+"""Real inputs that come inside installed packages, and generators of synthetic ones."""

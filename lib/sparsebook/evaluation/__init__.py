@@ -1,0 +1,1 @@
+"""Statistics, timing, the machine's limits, and metrics."""

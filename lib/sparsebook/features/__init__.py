@@ -1,0 +1,1 @@
+"""Sparse representations: autoencoders, pursuit, dictionaries."""

@@ -1,0 +1,1 @@
+"""Sparse primitives: reference, CPU and CUDA implementations. They know no paper."""

@@ -1,0 +1,1 @@
+"""Shared networks, with real weights where an installed package carries them."""

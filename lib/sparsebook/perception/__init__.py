@@ -1,0 +1,1 @@
+"""Sparse supervision, sparse convolution and detection."""

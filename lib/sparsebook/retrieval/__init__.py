@@ -1,0 +1,1 @@
+"""Sparse retrieval: learned sparse vectors and the indexes that search them."""
