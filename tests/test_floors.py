@@ -17,7 +17,7 @@ FLOOR = {
         ("experiments", "claims", "recorded", "book", "plotting", "sphinx_ext", "cli", "__main__"), 3
     ),
 }
-# Floor 3 serves the notebooks: its modules may use one another. The others keep to themselves and to what is below.
+# Floor 3 serves the notebooks: its modules may use one another. The others keep to what is below.
 SOCIABLE = 3
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}
 
@@ -86,7 +86,7 @@ def test_a_forbidden_import_is_found(tmp_path: Path, where: str, line: str) -> N
 
 
 def test_a_paper_imports_no_other_paper() -> None:
-    """Two papers that share something share a building block; a paper's slug is never imported by its neighbour."""
+    """What two papers share is a building block: no paper is imported by its neighbour."""
     slugs = {path.stem for path in (LIBRARY / "experiments").glob("*.py")} - {"__init__"}
     wrong = []
     for part in PARTS:
