@@ -6,8 +6,6 @@ is kept in a cache folder that is written under a lock, atomically, with a manif
 Nothing in this module opens the network except :func:`fetch_wheel`, which only ``make prepare`` calls.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -3,8 +3,6 @@
 ``book/data.md`` is written from this catalogue by :func:`page`, and a test compares the two.
 """
 
-from __future__ import annotations
-
 from sparsebook.files import Source
 
 _UCI = "https://archive.ics.uci.edu"
@@ -108,7 +106,8 @@ CATALOGUE: tuple[Source, ...] = (
         "skimage",
         ("data/motorcycle_left.png", "data/motorcycle_right.png", "data/motorcycle_disp.npz"),
         "not stated (Middlebury stereo data, free for research with citation); package: BSD-3-Clause",
-        "Scharstein and others, High-Resolution Stereo Datasets with Subpixel-Accurate Ground Truth, GCPR 2014",
+        "Scharstein and others, High-Resolution Stereo Datasets with Subpixel-Accurate Ground Truth, "
+        "GCPR 2014",
     ),
     _clip(
         "bikes",
@@ -175,7 +174,8 @@ CATALOGUE: tuple[Source, ...] = (
     ),
     Source(
         "films",
-        "12,569 films with genre, people, year, language and country; 5,560 with a critics' consensus sentence",
+        "12,569 films with genre, people, year, language and country; "
+        "5,560 with a critics' consensus sentence",
         "sparsebook.data.films:films",
         "bokeh_sampledata",
         ("_data/movies.db",),

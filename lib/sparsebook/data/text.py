@@ -1,7 +1,5 @@
 """Real text: Wikipedia passages with held-out sentences as queries, and the Lee news corpus."""
 
-from __future__ import annotations
-
 import bz2
 import html
 import json
@@ -11,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -44,7 +41,7 @@ class Passages(FromSource):
     query_article : number of the article that each query was taken from
     """
 
-    source_name: ClassVar[str] = "wikipedia"
+    source_name = "wikipedia"
 
     texts: tuple[str, ...]
     article: Int[np.ndarray, "passages"]
@@ -83,7 +80,7 @@ def wikipedia_passages(words: int = 64, held_out: int = 0, seed: int = 0, stemme
 
     Raises
     ------
-    ValueError : `words` below 8, or `held_out` negative or above a quarter of the sentences that could be asked
+    ValueError : `words` below 8, or `held_out` negative or above a quarter of the usable sentences
     MissingInput : gensim is not installed
     """
     if words < 8:
@@ -154,8 +151,8 @@ def _build_articles(folder: Path) -> None:
     (folder / "articles.json").write_text(json.dumps(stored, ensure_ascii=False), encoding="utf-8")
 
 
-def _gensim_text(name: str) -> str:
-    return packaged_file("gensim", f"{_GENSIM}/{name}").read_text(encoding="utf-8")
+def _gensim_text(name: str, encoding: str = "utf-8") -> str:
+    return packaged_file("gensim", f"{_GENSIM}/{name}").read_text(encoding=encoding)
 
 
 def _wikitext_articles() -> Iterator[tuple[str, list[str]]]:
@@ -200,8 +197,8 @@ def _plain(line: str) -> str:
     return " ".join(line.split())
 
 
-# A full stop, with a closing quotation mark or bracket or without, ends a sentence unless an initial or a usual
-# abbreviation stands before it.
+# A full stop, with or without a closing quotation mark or bracket, ends a sentence unless an initial or a
+# usual abbreviation stands before it.
 _END = re.compile(
     r"(?:(?<=[.!?])|(?<=[.!?][\"”’)]))(?<![ (][A-Z]\.)(?<!\b(?:Mr|Dr|St|Jr|Sr|vs|No|ca)\.)"
     r"(?<!\b(?:Mrs|Gen|Col|Rev|Vol)\.)(?<!\b(?:e\.g|i\.e|U\.S)\.)\s+(?=[\"“‘(]?[A-Z0-9])"
@@ -265,7 +262,7 @@ class LeeCorpus(FromSource):
     background : 300 further news documents of the same kind, not judged
     """
 
-    source_name: ClassVar[str] = "lee"
+    source_name = "lee"
 
     texts: tuple[str, ...]
     similarity: Float[np.ndarray, "documents documents"]
@@ -282,9 +279,9 @@ def lee_corpus() -> LeeCorpus:
     judged = packaged_file("gensim", f"{_GENSIM}/similarities0-1.txt")
     upper = np.loadtxt(judged, dtype=np.float64)
     return LeeCorpus(
-        texts=tuple(_gensim_text("lee.cor").splitlines()),
+        texts=tuple(_gensim_text("lee.cor", "latin-1").splitlines()),
         similarity=np.triu(upper) + np.triu(upper, 1).T,
-        background=tuple(_gensim_text("lee_background.cor").splitlines()),
+        background=tuple(_gensim_text("lee_background.cor", "latin-1").splitlines()),
     )
 
 
