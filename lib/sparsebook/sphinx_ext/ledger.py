@@ -1,0 +1,291 @@
+"""The ledger as HTML: at a glance for the first page, in full for its own.
+
+Colour never stands alone: every verdict is also a sign and a word.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsebook.book import chapters, count_verdicts, ledger, papers
+from sparsebook.book.layout import read_yaml
+
+STORED_BOOK_VARIABLE = "SPARSEBOOK_STORED_BOOK"
+"""Names the book whose stored verdicts are set beside a run's, while that run is rendered."""
+
+SIGNS = {"holds": "✓", "fails": "✗", "inconclusive": "?", "untested": "–"}
+MEANINGS = {
+    "holds": "the interval lies wholly where the paper's claim puts it",
+    "fails": "the interval lies wholly elsewhere",
+    "inconclusive": "the interval lies across the border",
+    "untested": "needs data or hardware that this run did not have",
+}
+FALSE_VERDICT_RATE = 0.05
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the book has to show: its papers, the chapters written and every claim's verdict."""
+
+    papers: tuple[dict[str, Any], ...]
+    """Entries of ``papers.yml``: slug, part, title, authors, year, venue, arxiv, repository, summary."""
+    parts: dict[str, str]
+    """Titles of the parts, in the order of the table of contents."""
+    written: dict[str, str]
+    """Addresses of the written chapters relative to the page (``retrieval/seismic.html``), by slug."""
+    claims: list[dict[str, Any]]
+    compared: bool = False
+    """Whether the claims are a run's, with the stored book's verdict beside each (``stored_verdict``)."""
+
+
+def read(root: Path | str) -> State:
+    """Read the state of the book whose root is ``root`` (the folder with ``_toc.yml``), a run's book included."""
+    root = Path(root)
+    stored = os.environ.get(STORED_BOOK_VARIABLE)
+    claims = ledger(stored, run=root) if stored else ledger(root)
+    content = read_yaml(root / "book" / "papers.yml")
+    papers(root)  # checks the entries
+    return State(
+        papers=tuple(content["papers"]),
+        parts=dict(content["parts"]),
+        written={c.slug: f"{c.part}/{c.slug}.html" for c in chapters(root)},
+        claims=claims,
+        compared=bool(stored),
+    )
+
+
+def expected_false_verdicts(claims: Iterable[Row]) -> float:
+    """How many of the drawn verdicts (holds, fails) chance alone may have made wrong.
+
+    Verdicts of one chapter are corrected together (Holm), so that all of a chapter's random and timed claims share
+    one risk of 5 %. Exact claims carry none.
+    """
+    risky = {row["slug"] for row in claims if row["kind"] != "exact" and row["verdict"] in ("holds", "fails")}
+    return FALSE_VERDICT_RATE * len(risky)
+
+
+def glance(state: State) -> str:
+    """One row a paper, one labelled cell a claim, linked to the claim in its chapter."""
+    by_slug = _by_slug(state.claims)
+    groups = [
+        _group(title, [_glance_row(paper, state, by_slug) for paper in state.papers if paper["part"] == part])
+        for part, title in state.parts.items()
+    ]
+    return (
+        f'<div class="ledger-glance" id="ledger-at-a-glance">{_summary(state)}{_legend()}'
+        '<table class="glance"><caption class="sb-hidden">Every paper and the verdicts on its claims</caption>'
+        '<thead class="sb-hidden"><tr><th scope="col">Paper</th><th scope="col">Claims</th></tr></thead>'
+        f"{''.join(groups)}</table></div>"
+    )
+
+
+def full(state: State) -> str:
+    """Every claim with its numbers, part by part, with a filter that needs no network."""
+    by_slug = _by_slug(state.claims)
+    parts = {"kernels": "Shared kernels", **state.parts}
+    sections = [_section(part, title, state, by_slug) for part, title in parts.items()]
+    return (
+        f'<div class="ledger-full">{_summary(state)}{_chance(state)}{_filter(state)}'
+        f"{''.join(sections)}"
+        '<p class="ledger-empty" hidden>No claim has the verdicts and words that you chose.</p></div>'
+    )
+
+
+def _by_slug(claims: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in claims:
+        found.setdefault(row["slug"], []).append(row)
+    return found
+
+
+def _word(row: Row) -> str:
+    return str(row.get("word") or row["verdict"])
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _chip(row: Row, address: str | None) -> str:
+    """A claim's cell: its id and verdict in words and colour, with the whole statement for who asks."""
+    label = f"{SIGNS[row['verdict']]} {_text(row['id'])}"
+    word = _text(_word(row))
+    inside = f'<span class="sb-id">{label}</span> <span class="sb-word">{word}</span>'
+    marks = f'class="chip verdict-{row["verdict"]}" title="{_text(row["statement"])}"'
+    if address is None:
+        return f"<span {marks}>{inside}</span>"
+    return f'<a {marks} href="{address}#claim-{_text(row["id"])}">{inside}</a>'
+
+
+def _group(title: str, rows: list[str]) -> str:
+    head = f'<tr class="part"><th scope="colgroup" colspan="2">{_text(title)}</th></tr>'
+    return f"<tbody>{head}{''.join(rows)}</tbody>"
+
+
+def _glance_row(paper: Mapping[str, Any], state: State, by_slug: Mapping[str, list[Row]]) -> str:
+    slug = paper["slug"]
+    address = state.written.get(slug)
+    if address is None:
+        cells = '<span class="chip unwritten">not yet written</span>'
+    else:
+        chips = [_chip(row, address) for row in by_slug.get(slug, [])]
+        cells = " ".join(chips) or '<span class="chip unwritten">no claims stored</span>'
+    return (
+        f'<tr class="paper" data-slug="{slug}"><th scope="row">{_paper_title(paper, address)}</th>'
+        f"<td>{cells}</td></tr>"
+    )
+
+
+def _paper_title(paper: Mapping[str, Any], address: str | None) -> str:
+    title = _text(paper["title"])
+    shown = f'<a href="{address}">{title}</a>' if address else title
+    return f'{shown} <span class="source">{_text(_venue(paper))}</span>'
+
+
+def _venue(paper: Mapping[str, Any]) -> str:
+    venue = str(paper.get("venue") or "")
+    return venue if str(paper["year"]) in venue else f"{venue}, {paper['year']}".lstrip(", ")
+
+
+def _summary(state: State) -> str:
+    total = len(state.papers)
+    written = sum(paper["slug"] in state.written for paper in state.papers)
+    counts = count_verdicts(state.claims)
+    chips = " ".join(
+        f'<span class="chip verdict-{verdict}"><span class="sb-id">{SIGNS[verdict]} {number}</span> '
+        f'<span class="sb-word">{_text(verdict)}</span></span>'
+        for verdict, number in counts.items()
+    )
+    claims = f"{len(state.claims)} claims: {chips}" if state.claims else "no claim judged yet"
+    return f'<p class="ledger-summary">{written} of {total} papers written, {claims}</p>'
+
+
+def _legend() -> str:
+    items = " · ".join(f"<b>{SIGNS[verdict]} {verdict}</b>: {text}" for verdict, text in MEANINGS.items())
+    return (
+        f'<details class="ledger-legend"><summary>What the verdicts mean</summary><p>{items}.</p>'
+        "<p>At the paper's own setting, with a source that was read, <i>holds</i> is shown as <i>reproduced</i> and "
+        "<i>fails</i> as <i>contradicted</i>; on other data or at another scale as <i>holds here</i> and "
+        "<i>fails here</i>. A verdict is computed from samples and an expectation declared beforehand; nobody "
+        "types it.</p></details>"
+    )
+
+
+def _chance(state: State) -> str:
+    number = expected_false_verdicts(state.claims)
+    return (
+        f'<p class="ledger-chance">Verdicts that chance alone may have made wrong: at most '
+        f"<b>{number:.2g}</b> of {len(state.claims)} are to be expected (5 % for each chapter with random or timed "
+        "claims, which are corrected together by Holm's method; exact claims carry no such risk).</p>"
+    )
+
+
+def _filter(state: State) -> str:
+    boxes = "".join(
+        f'<label class="chip verdict-{v}"><input type="checkbox" name="verdict" value="{v}" checked> '
+        f"{SIGNS[v]} {v}</label>"
+        for v in SIGNS
+    )
+    differs = ""
+    if state.compared:
+        differs = '<label><input type="checkbox" name="differs"> only where this run differs</label>'
+    return (
+        '<form class="ledger-filter" role="search" aria-label="Filter the claims" onsubmit="return false">'
+        '<input type="search" name="words" placeholder="Filter by words" aria-label="Filter by words"> '
+        f'{boxes} {differs}<output aria-live="polite"></output></form>'
+    )
+
+
+def _section(part: str, title: str, state: State, by_slug: Mapping[str, list[Row]]) -> str:
+    tables = [
+        _paper_block(paper, state, by_slug.get(paper["slug"], []))
+        for paper in state.papers
+        if paper["part"] == part
+    ]
+    if part == "kernels":  # chapters without a paper
+        slugs = [slug for slug, address in state.written.items() if address.startswith("kernels/")]
+        tables = [
+            _paper_block({"slug": s, "title": s, "year": "", "venue": ""}, state, by_slug.get(s, []))
+            for s in slugs
+        ]
+    if not tables:
+        return ""
+    return f'<section id="part-{part}"><h2>{_text(title)}{_permalink(f"part-{part}")}</h2>{"".join(tables)}</section>'
+
+
+def _permalink(anchor: str) -> str:
+    return f'<a class="headerlink" href="#{anchor}" title="Link to this heading">#</a>'
+
+
+def _paper_block(paper: Mapping[str, Any], state: State, rows: list[Row]) -> str:
+    slug, address = paper["slug"], state.written.get(paper["slug"])
+    head = f'<h3 id="{slug}">{_paper_title(paper, address)}{_permalink(slug)}</h3>'
+    if address is None:
+        note = '<p class="unwritten-note"><span class="chip unwritten">not yet written</span></p>'
+        return f'<div class="ledger-paper is-unwritten" data-slug="{slug}">{head}{note}</div>'
+    columns = ["Claim", "What the paper says", "Verdict"]
+    columns += ["Stored"] if state.compared else []
+    columns += ["Paper", "Here", "Interval", "n"]
+    cells = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    body = "".join(_claim_row(row, address, state.compared) for row in rows)
+    return (
+        f'<div class="ledger-paper" data-slug="{slug}">{head}'
+        f'<div class="sb-scroll"><table class="claims"><thead><tr>{cells}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></div>"
+    )
+
+
+def _claim_row(row: Row, address: str, compared: bool) -> str:
+    anchor = f"{row['slug']}-{row['id']}"
+    verdict = (
+        f'<span class="chip verdict-{row["verdict"]}">{SIGNS[row["verdict"]]} {_text(_word(row))}</span>'
+    )
+    why = f'<br><small class="why">{_text(row["why"])}</small>' if row.get("why") else ""
+    differs = compared and row.get("stored_verdict") != row["verdict"]
+    stored = ""
+    if compared:
+        former = row.get("stored_verdict")
+        stored = (
+            f'<td><span class="chip verdict-{former}">{SIGNS[former]} {former}</span></td>'
+            if former
+            else "<td>none</td>"
+        )
+    return (
+        f'<tr id="{_text(anchor)}" data-verdict="{row["verdict"]}" data-differs="{str(differs).lower()}">'
+        f'<th scope="row"><a href="{address}#claim-{_text(row["id"])}">{_text(row["id"])}</a></th>'
+        f"<td>{_text(row['statement'])}{why}</td><td>{verdict}</td>{stored}"
+        f"<td>{_text(row['paper']) if row.get('paper') else '–'}</td>"
+        f"<td>{_measured(row)}</td><td>{_interval(row)}</td><td>{_text(row.get('n') or '–')}</td></tr>"
+    )
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else _text(value)
+
+
+def _measured(row: Row) -> str:
+    value = row.get("measured")
+    if value is None:
+        return "–"
+    unit = f" {_text(row['unit'])}" if row.get("unit") else ""
+    values = value if isinstance(value, list | tuple) else [value]
+    return ", ".join(_number(v) for v in values) + unit
+
+
+def _interval(row: Row) -> str:
+    ends = row.get("interval")
+    if not ends:
+        return "–"
+    if isinstance(ends[0], list | tuple):
+        return "<br>".join(f"{_number(low)} to {_number(high)}" for low, high in ends)
+    low, high = ends
+    if low is None or high is None:
+        return f"at least {_number(low)}" if high is None else f"at most {_number(high)}"
+    return f"{_number(low)} to {_number(high)}"
