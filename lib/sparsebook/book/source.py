@@ -94,7 +94,5 @@ def _as_html(source: str, names: list[str]) -> str:
     style = HtmlFormatter(style="default").get_style_defs(".jp-RenderedHTML .highlight")
     code = highlight(source, PythonLexer(), HtmlFormatter(cssclass="highlight"))
     caption = html.escape(", ".join(name.replace(":", ".") for name in names))
-    return (
-        f"<style>{style}</style>"
-        f'<div class="highlight-python notranslate" role="group" aria-label="Source of {caption}">{code}</div>'
-    )
+    group = f'<div class="highlight-python notranslate" role="group" aria-label="Source of {caption}">'
+    return f"<style>{style}</style>{group}{code}</div>"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sparsebook.book.layout import Chapter, chapters, find_book, read_yaml
+from sparsebook.book.layout import Chapter, chapters, find_book
 
 VERDICTS = ("holds", "fails", "inconclusive", "untested")
 RUN_FILE = "run.json"
@@ -71,16 +71,33 @@ def chapters_of(root: Path) -> list[Chapter]:
     ]
 
 
-def _rows(root: Path, found: Iterable[Chapter], declared_in: Path | None = None) -> list[dict[str, Any]]:
-    from sparsebook.claims import read_claims
+def read_verdicts(chapter: Chapter) -> list[dict[str, Any]]:
+    """The claims of one executed chapter; none for a kernel's chapter that declares none.
 
+    Raises
+    ------
+    ValueError
+        If the notebook does not hold the report that it should.
+    """
+    from sparsebook.claims import MIME, read_claims
+
+    if chapter.kind == "kernels" and MIME not in chapter.path.read_text(encoding="utf-8"):
+        return []
+    return read_claims(chapter.path)
+
+
+def _rows(root: Path, found: Iterable[Chapter], declared_in: Path | None = None) -> list[dict[str, Any]]:
     failures = _failures(root)
     rows: list[dict[str, Any]] = []
     for chapter in found:
+        declared = (declared_in or root) / "book" / chapter.part / f"{chapter.slug}.claims.yml"
         if chapter.slug in failures:
-            rows += _stopped(chapter, declared_in or root, failures[chapter.slug])
-        else:
-            rows += read_claims(chapter.path)
+            rows += _not_reached(declared, f"the chapter stopped: {failures[chapter.slug]['summary']}")
+            continue
+        try:
+            rows += read_verdicts(chapter)
+        except ValueError:
+            rows += _not_reached(declared, "the notebook has not been executed to its end")
     return rows
 
 
@@ -92,15 +109,12 @@ def _failures(root: Path) -> dict[str, dict[str, Any]]:
     return {slug: entry["failure"] for slug, entry in entries.items() if entry["status"] == "failed"}
 
 
-def _stopped(chapter: Chapter, root: Path, failure: dict[str, Any]) -> list[dict[str, Any]]:
-    path = root / "book" / chapter.part / f"{chapter.slug}.claims.yml"
-    if not path.is_file():
+def _not_reached(declared: Path, why: str) -> list[dict[str, Any]]:
+    """Every declared claim as untested."""
+    from sparsebook import claims
+
+    if not declared.is_file():
         return []
-    why = f"the chapter stopped: {failure['summary']}"
-    kept = ("id", "statement", "paper", "source", "setting", "kind", "unit")
-    blank = {"measured": None, "interval": None, "n": None, "verdict": "untested", "word": "untested"}
-    return [
-        {"slug": chapter.slug, "part": chapter.part, "why": why, **blank, "scale": None, "machine": None}
-        | {key: claim.get(key) for key in kept}
-        for claim in (read_yaml(path) or {}).get("claims") or []
-    ]
+    declaration = claims.load_claims(declared)
+    untested = claims.Judgement("untested", why)
+    return [claims._row(declaration, claim, untested, "", "") for claim in declaration.claims]
