@@ -1,4 +1,4 @@
-"""The book's own Sphinx extension: alternative text of figures, the ledger at a glance, the library reference.
+"""The book's Sphinx extension: alternative text of figures, the ledger at a glance, the library's reference.
 
 Nothing here runs a chapter: the pages are made from what the stored notebooks, ``papers.yml`` and the
 library's docstrings say.

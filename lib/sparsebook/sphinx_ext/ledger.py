@@ -14,6 +14,7 @@ from typing import Any
 
 from sparsebook.book import chapters, count_verdicts, ledger, papers
 from sparsebook.book.layout import read_yaml
+from sparsebook.claims import expected_false_verdicts
 
 STORED_BOOK_VARIABLE = "SPARSEBOOK_STORED_BOOK"
 """Names the book whose stored verdicts are set beside a run's, while that run is rendered."""
@@ -25,7 +26,6 @@ MEANINGS = {
     "inconclusive": "the interval lies across the border",
     "untested": "needs data or hardware that this run did not have",
 }
-FALSE_VERDICT_RATE = 0.05
 
 Row = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ class State:
 
 
 def read(root: Path | str) -> State:
-    """Read the state of the book whose root is ``root`` (the folder with ``_toc.yml``), a run's book included."""
+    """Read the state of the book in ``root`` (the folder with ``_toc.yml``), a run's book included."""
     root = Path(root)
     stored = os.environ.get(STORED_BOOK_VARIABLE)
     claims = ledger(stored, run=root) if stored else ledger(root)
@@ -61,16 +61,6 @@ def read(root: Path | str) -> State:
     )
 
 
-def expected_false_verdicts(claims: Iterable[Row]) -> float:
-    """How many of the drawn verdicts (holds, fails) chance alone may have made wrong.
-
-    Verdicts of one chapter are corrected together (Holm), so that all of a chapter's random and timed claims share
-    one risk of 5 %. Exact claims carry none.
-    """
-    risky = {row["slug"] for row in claims if row["kind"] != "exact" and row["verdict"] in ("holds", "fails")}
-    return FALSE_VERDICT_RATE * len(risky)
-
-
 def glance(state: State) -> str:
     """One row a paper, one labelled cell a claim, linked to the claim in its chapter."""
     by_slug = _by_slug(state.claims)
@@ -80,7 +70,7 @@ def glance(state: State) -> str:
     ]
     return (
         f'<div class="ledger-glance" id="ledger-at-a-glance">{_summary(state)}{_legend()}'
-        '<table class="glance"><caption class="sb-hidden">Every paper and the verdicts on its claims</caption>'
+        '<table class="glance"><caption class="sb-hidden">Papers and the verdicts on their claims</caption>'
         '<thead class="sb-hidden"><tr><th scope="col">Paper</th><th scope="col">Claims</th></tr></thead>'
         f"{''.join(groups)}</table></div>"
     )
@@ -122,6 +112,10 @@ def _chip(row: Row, address: str | None) -> str:
     if address is None:
         return f"<span {marks}>{inside}</span>"
     return f'<a {marks} href="{address}#claim-{_text(row["id"])}">{inside}</a>'
+
+
+def _badge(verdict: str, word: str) -> str:
+    return f'<span class="chip verdict-{verdict}">{SIGNS[verdict]} {_text(word)}</span>'
 
 
 def _group(title: str, rows: list[str]) -> str:
@@ -171,19 +165,20 @@ def _legend() -> str:
     items = " · ".join(f"<b>{SIGNS[verdict]} {verdict}</b>: {text}" for verdict, text in MEANINGS.items())
     return (
         f'<details class="ledger-legend"><summary>What the verdicts mean</summary><p>{items}.</p>'
-        "<p>At the paper's own setting, with a source that was read, <i>holds</i> is shown as <i>reproduced</i> and "
-        "<i>fails</i> as <i>contradicted</i>; on other data or at another scale as <i>holds here</i> and "
-        "<i>fails here</i>. A verdict is computed from samples and an expectation declared beforehand; nobody "
-        "types it.</p></details>"
+        "<p>At the paper's own setting, with a source that was read, <i>holds</i> is shown as <i>reproduced</i> "
+        "and <i>fails</i> as <i>contradicted</i>; on other data or at another scale as <i>holds here</i> and "
+        "<i>fails here</i>. A verdict is computed from samples and an expectation declared beforehand; "
+        "nobody types it.</p></details>"
     )
 
 
 def _chance(state: State) -> str:
     number = expected_false_verdicts(state.claims)
     return (
-        f'<p class="ledger-chance">Verdicts that chance alone may have made wrong: at most '
-        f"<b>{number:.2g}</b> of {len(state.claims)} are to be expected (5 % for each chapter with random or timed "
-        "claims, which are corrected together by Holm's method; exact claims carry no such risk).</p>"
+        f'<p class="ledger-chance">Wrong by chance: at most <b>{number:.2g}</b> of {len(state.claims)} verdicts '
+        "are to be expected so. This supposes the worst, that every true value lies on the border of what is "
+        "expected; the random and timed claims of a chapter share one error budget of 5 % (Holm's method), and "
+        "exact claims leave nothing to chance.</p>"
     )
 
 
@@ -217,7 +212,8 @@ def _section(part: str, title: str, state: State, by_slug: Mapping[str, list[Row
         ]
     if not tables:
         return ""
-    return f'<section id="part-{part}"><h2>{_text(title)}{_permalink(f"part-{part}")}</h2>{"".join(tables)}</section>'
+    head = f"<h2>{_text(title)}{_permalink(f'part-{part}')}</h2>"
+    return f'<section id="part-{part}">{head}{"".join(tables)}</section>'
 
 
 def _permalink(anchor: str) -> str:
@@ -244,19 +240,13 @@ def _paper_block(paper: Mapping[str, Any], state: State, rows: list[Row]) -> str
 
 def _claim_row(row: Row, address: str, compared: bool) -> str:
     anchor = f"{row['slug']}-{row['id']}"
-    verdict = (
-        f'<span class="chip verdict-{row["verdict"]}">{SIGNS[row["verdict"]]} {_text(_word(row))}</span>'
-    )
+    verdict = _badge(row["verdict"], _word(row))
     why = f'<br><small class="why">{_text(row["why"])}</small>' if row.get("why") else ""
     differs = compared and row.get("stored_verdict") != row["verdict"]
     stored = ""
     if compared:
         former = row.get("stored_verdict")
-        stored = (
-            f'<td><span class="chip verdict-{former}">{SIGNS[former]} {former}</span></td>'
-            if former
-            else "<td>none</td>"
-        )
+        stored = f"<td>{_badge(former, former) if former else 'none'}</td>"
     return (
         f'<tr id="{_text(anchor)}" data-verdict="{row["verdict"]}" data-differs="{str(differs).lower()}">'
         f'<th scope="row"><a href="{address}#claim-{_text(row["id"])}">{_text(row["id"])}</a></th>'

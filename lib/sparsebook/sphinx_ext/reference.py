@@ -1,7 +1,7 @@
 """The library's reference page, made from docstrings without importing a module.
 
-Reading the source instead of importing it keeps the page fast, independent of optional packages, and free of what a
-decorator does to a signature.
+Reading the source instead of importing it keeps the page fast, independent of optional packages, and free of
+what a decorator does to a signature.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def module_name(path: Path, library: Path) -> str:
 def definitions(tree: ast.Module) -> Iterator[Definition]:
     """Public functions and classes of a module that have a docstring, in the order written."""
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            if not node.name.startswith("_") and ast.get_docstring(node):
-                yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if not node.name.startswith("_") and ast.get_docstring(node):
+            yield node
 
 
 def signature(node: Definition) -> str:
