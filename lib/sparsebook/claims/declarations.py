@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sparsebook.files import missing_package
+
 Direction = Literal["increasing", "decreasing"]
 
 SOURCES = ("read", "second-hand", "abstract", "own specification")
@@ -175,7 +177,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError("reading claims needs PyYAML: pip install 'sparsebook[book]'") from error
+        raise missing_package("pyyaml") from error
 
     class Loader(yaml.SafeLoader):
         """A loader that refuses a key given twice; YAML would silently keep the last."""
