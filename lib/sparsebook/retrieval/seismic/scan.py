@@ -1,0 +1,273 @@
+"""The search, compiled: summaries of the opened lists, skipped blocks, exact scores of the rest.
+
+Everything a query touches is laid out for the cache. A document is a run of *chunks*, each 32 coordinates
+followed by their 32 float16 values, so that one address and one prefetch stream give all of it. The summaries
+of a list are an inverted index in buckets of a few entries, found by a hashed coordinate.
+"""
+
+from typing import NamedTuple, no_type_check
+
+import numpy as np
+from numba import njit
+
+from sparsebook.retrieval.seismic.construction import permuted
+from sparsebook.retrieval.seismic.lanes import prefetch
+
+CHUNK = 32  # entries of a document that lie together
+UNSCALE = np.float32(2.0**112)  # float16 bits shifted into a float32 are the value times 2 ** -112
+STATISTICS = ("documents", "chunks", "blocks_visited", "blocks_skipped", "postings", "summary_entries")
+
+
+class Layout(NamedTuple):
+    """The index as the search reads it."""
+
+    rows: np.ndarray  # uint16 (uint32 above 65,536 dimensions) [chunks * 64]
+    row_chunk: np.ndarray  # uint32 [documents + 1]: first chunk
+    list_block: np.ndarray  # int64 [dim + 1]: first block
+    block_posting: np.ndarray  # uint32 [blocks + 1]: first posting
+    postings: np.ndarray  # uint32 [postings]: document ids, block by block
+    scale: np.ndarray  # float32 [blocks, 2]: minimum and step of the summary
+    list_bucket: np.ndarray  # int64 [dim + 1]
+    list_entry: np.ndarray  # int64 [dim + 1]
+    bucket: np.ndarray  # uint32 [buckets]
+    key: np.ndarray  # uint16 [entries]
+    block: np.ndarray  # uint16 [entries]
+    code: np.ndarray  # uint8 [entries], or none
+    value: np.ndarray  # float32 [entries], or none
+
+
+class Scratch(NamedTuple):
+    """One thread's working memory, clean between queries."""
+
+    query: np.ndarray  # float32 [dim]: the query, dense
+    seen: np.ndarray  # uint8 [documents]: the epoch in which a document was last scored
+    epoch: np.ndarray  # uint8 [1]
+    estimate: np.ndarray  # float32 [blocks of the longest list]
+    order: np.ndarray  # uint64 [blocks of the longest list]
+    pending: np.ndarray  # uint32 [documents of the largest block]
+    heap: np.ndarray  # uint64 [k]
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+@no_type_check
+def _score(rows, first, last, query):
+    """Inner product of a document with the dense query, float32."""
+    total = np.float32(0)
+    for base in range(first * 64, last * 64, 64):
+        for i in range(CHUNK):
+            half = np.uint32(rows[base + CHUNK + i]) << np.uint32(13)
+            total += np.uint32(half).view(np.float32) * query[rows[base + i]]
+    return total
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _sink(heap, n, key):
+    """Replace the root of a binary min-heap of n keys."""
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= n:
+            break
+        if child + 1 < n and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= key:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = key
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _rise(heap, n, key):
+    """Append to a binary min-heap of n keys."""
+    at = n
+    while at > 0:
+        parent = (at - 1) >> 1
+        if heap[parent] <= key:
+            break
+        heap[at] = heap[parent]
+        at = parent
+    heap[at] = key
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _packed(score, document):
+    """A key that orders by score, then by lower id; scores are not negative, so their bits order them."""
+    low = np.uint64(0xFFFFFFFF) - np.uint64(document)
+    return (np.uint64(np.float32(score).view(np.uint32)) << np.uint64(32)) | low
+
+
+@njit(cache=True, nogil=True, inline="always")
+@no_type_check
+def _score_of(key):
+    return np.uint32(key >> np.uint64(32)).view(np.float32)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _open_lists(layout, coords, values, query_cut, opened):
+    """Positions of the query's heaviest terms that have a list, heaviest first; how many."""
+    count = 0
+    for _ in range(coords.size):
+        best = -1
+        for t in range(coords.size):
+            if values[t] > 0 and layout.list_block[coords[t]] < layout.list_block[coords[t] + 1]:
+                taken = False
+                for i in range(count):
+                    taken |= opened[i] == t
+                if not taken and (best < 0 or values[t] > values[best]):
+                    best = t
+        if best < 0 or count == query_cut:
+            break
+        opened[count] = best
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _estimate(layout, j, coords, values, key_bits, estimate):
+    """Summary scores of list j with the whole query: one small sparse product; entries touched."""
+    first_block = layout.list_block[j]
+    blocks = layout.list_block[j + 1] - first_block
+    estimate[:blocks] = 0.0
+    buckets = layout.list_bucket[j + 1] - layout.list_bucket[j] - 1
+    bits = 0
+    while (1 << bits) < buckets:
+        bits += 1
+    shift = np.uint64(key_bits - bits)
+    quantised = layout.code.size > 0
+    touched = 0
+    for t in range(coords.size):
+        key = permuted(coords[t], key_bits)
+        at = layout.list_bucket[j] + np.int64(key >> shift)
+        low = np.uint16(key & np.uint64(0xFFFF))
+        first = layout.list_entry[j] + layout.bucket[at]
+        last = layout.list_entry[j] + layout.bucket[at + 1]
+        touched += last - first
+        for e in range(first, last):
+            weight = values[t] if layout.key[e] == low else np.float32(0)
+            b = layout.block[e]
+            if quantised:
+                v = (
+                    np.float32(layout.code[e]) * layout.scale[first_block + b, 1]
+                    + layout.scale[first_block + b, 0]
+                )
+            else:
+                v = layout.value[e]
+            estimate[b] += weight * v
+    return touched
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _scan_block(layout, posting, end, scratch, k, found, counts):
+    """Score the block's documents that were not seen before and keep the best; heap size after it."""
+    epoch = scratch.epoch[0]
+    n = 0
+    for p in range(posting, end):
+        document = layout.postings[p]
+        if scratch.seen[document] != epoch:
+            scratch.seen[document] = epoch
+            scratch.pending[n] = document
+            n += 1
+            for c in range(layout.row_chunk[document], layout.row_chunk[document + 1]):
+                prefetch(layout.rows, c * 64)
+                prefetch(layout.rows, c * 64 + CHUNK)
+    for i in range(n):
+        document = scratch.pending[i]
+        first = np.int64(layout.row_chunk[document])
+        last = np.int64(layout.row_chunk[document + 1])
+        counts[1] += last - first
+        key = _packed(_score(layout.rows, first, last, scratch.query), document)
+        if found < k:
+            _rise(scratch.heap, found, key)
+            found += 1
+        elif key > scratch.heap[0]:
+            _sink(scratch.heap, k, key)
+    counts[0] += n
+    counts[2] += 1
+    counts[4] += end - posting
+    return found
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _scan_list(layout, j, scratch, k, heap_factor, found, counts):
+    """Visit the blocks of list j in the order they are stored."""
+    for b in range(layout.list_block[j + 1] - layout.list_block[j]):
+        if found == k and scratch.estimate[b] < heap_factor * _score_of(scratch.heap[0]):
+            counts[3] += 1
+            continue
+        at = layout.list_block[j] + b
+        posting, end = np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])
+        found = _scan_block(layout, posting, end, scratch, k, found, counts)
+    return found
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _scan_sorted(layout, j, scratch, k, heap_factor, found, counts):
+    """Visit the blocks of list j by decreasing estimate; the first to be skipped ends the list."""
+    blocks = layout.list_block[j + 1] - layout.list_block[j]
+    order = scratch.order
+    for b in range(blocks):  # a min-heap of the complement pops the largest estimate, the lower block first
+        _rise(order, b, ~_packed(scratch.estimate[b], b))
+    for n in range(blocks, 0, -1):
+        b = np.int64(np.uint64(0xFFFFFFFF) - (~order[0] & np.uint64(0xFFFFFFFF)))
+        if found == k and scratch.estimate[b] < heap_factor * _score_of(scratch.heap[0]):
+            counts[3] += n
+            break
+        _sink(order, n - 1, order[n - 1])
+        at = layout.list_block[j] + b
+        posting, end = np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])
+        found = _scan_block(layout, posting, end, scratch, k, found, counts)
+    return found
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _search_one(layout, coords, values, k, query_cut, heap_factor, sort_first, key_bits, scratch, counts):
+    """Leave the best documents in the heap; how many there are."""
+    if scratch.epoch[0] == 255:
+        scratch.seen[:] = 0
+        scratch.epoch[0] = 0
+    scratch.epoch[0] += np.uint8(1)
+    for t in range(coords.size):
+        scratch.query[coords[t]] = values[t] * UNSCALE
+    opened = np.empty(min(query_cut, coords.size), dtype=np.int64)
+    found = 0
+    for i in range(_open_lists(layout, coords, values, query_cut, opened)):
+        j = coords[opened[i]]
+        counts[5] += _estimate(layout, j, coords, values, key_bits, scratch.estimate)
+        if sort_first and i == 0:
+            found = _scan_sorted(layout, j, scratch, k, heap_factor, found, counts)
+        else:
+            found = _scan_list(layout, j, scratch, k, heap_factor, found, counts)
+    for t in range(coords.size):
+        scratch.query[coords[t]] = 0.0
+    return found
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def search_many(
+    layout, indptr, coords, values, first, last, k, query_cut, heap_factor, sort_first, key_bits, scratch, out
+):
+    """Queries ``first <= i < last`` of a CSR matrix; ids, scores and statistics go to ``out``."""
+    ids, scores, statistics = out
+    heap = scratch.heap
+    for i in range(first, last):
+        begin, end = indptr[i], indptr[i + 1]
+        counts = statistics[i]
+        found = _search_one(
+            layout, coords[begin:end], values[begin:end], k, query_cut, heap_factor, sort_first, key_bits,
+            scratch, counts,
+        )  # fmt: skip
+        for place in range(found - 1, -1, -1):
+            ids[i, place] = np.int64(np.uint64(0xFFFFFFFF) - (heap[0] & np.uint64(0xFFFFFFFF)))
+            scores[i, place] = _score_of(heap[0])
+            _sink(heap, place, heap[place])
