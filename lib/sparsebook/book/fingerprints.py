@@ -13,7 +13,7 @@ from sparsebook.book.layout import Chapter, papers
 
 LIBRARY = Path(__file__).resolve().parents[1]
 # Modules that no result can depend on: the command line and the rendering.
-_NO_INFLUENCE = ("__main__.py", "cli.py", "sphinx_ext.py", "book/rendering.py", "book/contract.py")
+_NO_INFLUENCE = ("__main__.py", "cli/", "sphinx_ext/", "book/rendering.py", "book/contract.py")
 _ENGINES = ("torch", "numpy", "numba", "scipy")
 
 
@@ -70,7 +70,7 @@ def _left_out(path: Path, library: Path, without: frozenset[str]) -> bool:
     relative = path.relative_to(library)
     address = relative.with_suffix("").parts
     of_a_paper = len(address) > 1 and address[0] not in ("kernels", "data", "models", "evaluation", "book")
-    return relative.as_posix() in _NO_INFLUENCE or (of_a_paper and address[1] in without)
+    return relative.as_posix().startswith(_NO_INFLUENCE) or (of_a_paper and address[1] in without)
 
 
 def _stamp(value: Any) -> Any:

@@ -13,6 +13,7 @@ from sparsebook.book.layout import BOOK_VARIABLE, PARTS, find_book, read_yaml
 from sparsebook.book.verdicts import RUN_FILE, run_folder
 
 STORED_BOOK_VARIABLE = "SPARSEBOOK_STORED_BOOK"
+_JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"
 
 
 def build_html(
@@ -131,7 +132,7 @@ def _build(source: Path, target: Path, variables: dict[str, str], strict: bool) 
     target.parent.mkdir(parents=True, exist_ok=True)
     # Rendered beside its place and moved there when complete: an interrupted run leaves the old pages.
     with tempfile.TemporaryDirectory(prefix=".rendering-", dir=target.parent) as folder:
-        command = [sys.executable, "-m", "jupyter_book", "build", str(source), "--path-output", folder]
+        command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(source), "--path-output", folder]
         command += ["-W", "--keep-going"] if strict else []
         done = subprocess.run(
             command, env={**os.environ, **variables}, capture_output=True, text=True, cwd=source

@@ -111,10 +111,13 @@ def _failures(root: Path) -> dict[str, dict[str, Any]]:
 
 def _not_reached(declared: Path, why: str) -> list[dict[str, Any]]:
     """Every declared claim as untested."""
-    from sparsebook import claims
+    from sparsebook.claims import Judgement, load_claims
+    from sparsebook.claims.reports import row_of
 
     if not declared.is_file():
         return []
-    declaration = claims.load_claims(declared)
-    untested = claims.Judgement("untested", why)
-    return [claims._row(declaration, claim, untested, "", "") for claim in declaration.claims]
+    declaration = load_claims(declared)
+    return [
+        row_of(declaration, claim, Judgement("untested", why), scale="", machine="")
+        for claim in declaration.claims
+    ]
