@@ -6,6 +6,8 @@ proportions. All of it is drawn from one seed, row by row, so that the first tho
 collection are the documents of the small one.
 """
 
+# ruff: noqa: NPY002 (compiled code has only the legacy generator, seeded here for every row)
+
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -147,7 +149,7 @@ def uniform_vectors(
     document_entries: int = 119,
     query_entries: int = 26,
 ) -> SparseCollection:
-    """The negative control: coordinates and values uniform at random, so no structure for a block to catch."""
+    """The negative control: coordinates and values uniform at random, no structure for a block to catch."""
     _check_sizes(n_documents, n_queries)
     for name, entries in (("document_entries", document_entries), ("query_entries", query_entries)):
         if not 1 <= entries <= vocabulary:
