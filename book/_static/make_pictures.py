@@ -1,7 +1,7 @@
 """Draw the cover and the favicon: dots on a grid, of which few are lit.
 
-Run it as ``python book/_static/make_pictures.py``; it writes ``cover.svg`` and ``favicon.svg`` beside itself. The
-colours are those of the book's six parts, from the palette of Okabe and Ito.
+Run it as ``python book/_static/make_pictures.py``; it writes ``cover.svg`` and ``favicon.svg`` beside itself.
+The colours, one for each part of the book, are those of Okabe and Ito, lightened for the dark ground.
 """
 
 import random
@@ -42,11 +42,14 @@ def dot(column: int, row: int, color: str, opacity: float = 1.0) -> str:
 def svg(columns: int, rows: int, body: list[str], title: str, corner: int) -> str:
     """A picture of ``columns`` by ``rows`` grid cells on a dark card."""
     width, height = STEP * columns, STEP * rows
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">\n'
-        f"<title>{title}</title>\n"
-        f'<rect width="{width}" height="{height}" rx="{corner}" fill="{NIGHT}"/>\n' + "\n".join(body) + "\n</svg>\n"
-    )
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+        f"<title>{title}</title>",
+        f'<rect width="{width}" height="{height}" rx="{corner}" fill="{NIGHT}"/>',
+        *body,
+        "</svg>",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def cover() -> str:

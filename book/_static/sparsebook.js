@@ -7,7 +7,7 @@ if (location.protocol === "file:" && typeof DOCUMENTATION_OPTIONS !== "undefined
 
 document.addEventListener("DOMContentLoaded", () => {
   // Wide outputs scroll inside their own box; those who use the keyboard must be able to reach it.
-  for (const box of document.querySelectorAll(".cell_output > .output.text_html, .sb-scroll, .pst-scrollable-table-container")) {
+  for (const box of document.querySelectorAll(".cell_output .output.text_html, .pst-scrollable-table-container")) {
     if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0;
   }
 

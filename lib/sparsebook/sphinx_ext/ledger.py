@@ -6,6 +6,7 @@ Colour never stands alone: every verdict is also a sign and a word.
 from __future__ import annotations
 
 import html
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,8 @@ from typing import Any
 
 from sparsebook.book import chapters, count_verdicts, ledger, papers
 from sparsebook.book.layout import read_yaml
+from sparsebook.book.rendering import STORED_BOOK_VARIABLE
 from sparsebook.claims import expected_false_verdicts
-
-STORED_BOOK_VARIABLE = "SPARSEBOOK_STORED_BOOK"
-"""Names the book whose stored verdicts are set beside a run's, while that run is rendered."""
 
 SIGNS = {"holds": "✓", "fails": "✗", "inconclusive": "?", "untested": "–"}
 MEANINGS = {
@@ -68,10 +67,11 @@ def glance(state: State) -> str:
         _group(title, [_glance_row(paper, state, by_slug) for paper in state.papers if paper["part"] == part])
         for part, title in state.parts.items()
     ]
+    # The roles are written out because the style sheet makes grids of the rows, which hides the table from
+    # those who listen to it.
     return (
         f'<div class="ledger-glance" id="ledger-at-a-glance">{_summary(state)}{_legend()}'
-        '<table class="glance"><caption class="sb-hidden">Papers and the verdicts on their claims</caption>'
-        '<thead class="sb-hidden"><tr><th scope="col">Paper</th><th scope="col">Claims</th></tr></thead>'
+        '<table class="glance" role="table"><caption class="sb-hidden">Papers and their claims</caption>'
         f"{''.join(groups)}</table></div>"
     )
 
@@ -119,8 +119,8 @@ def _badge(verdict: str, word: str) -> str:
 
 
 def _group(title: str, rows: list[str]) -> str:
-    head = f'<tr class="part"><th scope="colgroup" colspan="2">{_text(title)}</th></tr>'
-    return f"<tbody>{head}{''.join(rows)}</tbody>"
+    head = f'<tr class="part" role="row"><th role="columnheader" colspan="2">{_text(title)}</th></tr>'
+    return f'<tbody role="rowgroup">{head}{"".join(rows)}</tbody>'
 
 
 def _glance_row(paper: Mapping[str, Any], state: State, by_slug: Mapping[str, list[Row]]) -> str:
@@ -132,8 +132,8 @@ def _glance_row(paper: Mapping[str, Any], state: State, by_slug: Mapping[str, li
         chips = [_chip(row, address) for row in by_slug.get(slug, [])]
         cells = " ".join(chips) or '<span class="chip unwritten">no claims stored</span>'
     return (
-        f'<tr class="paper" data-slug="{slug}"><th scope="row">{_paper_title(paper, address)}</th>'
-        f"<td>{cells}</td></tr>"
+        f'<tr class="paper{"" if address else " is-unwritten"}" role="row" data-slug="{slug}">'
+        f'<th role="rowheader">{_paper_title(paper, address)}</th><td role="cell">{cells}</td></tr>'
     )
 
 
@@ -165,20 +165,20 @@ def _legend() -> str:
     items = " · ".join(f"<b>{SIGNS[verdict]} {verdict}</b>: {text}" for verdict, text in MEANINGS.items())
     return (
         f'<details class="ledger-legend"><summary>What the verdicts mean</summary><p>{items}.</p>'
-        "<p>At the paper's own setting, with a source that was read, <i>holds</i> is shown as <i>reproduced</i> "
-        "and <i>fails</i> as <i>contradicted</i>; on other data or at another scale as <i>holds here</i> and "
-        "<i>fails here</i>. A verdict is computed from samples and an expectation declared beforehand; "
-        "nobody types it.</p></details>"
+        "<p>At the paper's own setting, with a source that was read, <i>holds</i> is shown as "
+        "<i>reproduced</i> and <i>fails</i> as <i>contradicted</i>; on other data or at another scale as "
+        "<i>holds here</i> and <i>fails here</i>. A verdict is computed from samples and an expectation "
+        "declared beforehand; nobody types it.</p></details>"
     )
 
 
 def _chance(state: State) -> str:
     number = expected_false_verdicts(state.claims)
     return (
-        f'<p class="ledger-chance">Wrong by chance: at most <b>{number:.2g}</b> of {len(state.claims)} verdicts '
-        "are to be expected so. This supposes the worst, that every true value lies on the border of what is "
-        "expected; the random and timed claims of a chapter share one error budget of 5 % (Holm's method), and "
-        "exact claims leave nothing to chance.</p>"
+        f'<p class="ledger-chance">Expected false verdicts by chance: at most <b>{number:.2g}</b> of '
+        f"{len(state.claims)}. This supposes the worst, that every true value lies on the border of what is "
+        "expected; the random and timed claims of a chapter share one error budget of 5 % (Holm's method), "
+        "and exact claims leave nothing to chance.</p>"
     )
 
 
@@ -226,56 +226,65 @@ def _paper_block(paper: Mapping[str, Any], state: State, rows: list[Row]) -> str
     if address is None:
         note = '<p class="unwritten-note"><span class="chip unwritten">not yet written</span></p>'
         return f'<div class="ledger-paper is-unwritten" data-slug="{slug}">{head}{note}</div>'
-    columns = ["Claim", "What the paper says", "Verdict"]
-    columns += ["Stored"] if state.compared else []
-    columns += ["Paper", "Here", "Interval", "n"]
+    columns = [
+        "Claim",
+        "Verdict",
+        *(["Stored"] if state.compared else []),
+        "The paper",
+        "Here",
+        "Interval",
+        "n",
+    ]
     cells = "".join(f'<th scope="col">{column}</th>' for column in columns)
     body = "".join(_claim_row(row, address, state.compared) for row in rows)
     return (
         f'<div class="ledger-paper" data-slug="{slug}">{head}'
-        f'<div class="sb-scroll"><table class="claims"><thead><tr>{cells}</tr></thead>'
+        f'<div class="claims-wrap"><table class="claims"><thead><tr>{cells}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></div>"
     )
 
 
 def _claim_row(row: Row, address: str, compared: bool) -> str:
-    anchor = f"{row['slug']}-{row['id']}"
-    verdict = _badge(row["verdict"], _word(row))
-    why = f'<br><small class="why">{_text(row["why"])}</small>' if row.get("why") else ""
+    anchor = _text(f"{row['slug']}-{row['id']}")
     differs = compared and row.get("stored_verdict") != row["verdict"]
-    stored = ""
+    why = f' <span class="why">{_text(row["why"])}</span>' if row.get("why") else ""
+    cells = {"Verdict": _badge(row["verdict"], _word(row)) + why}
     if compared:
         former = row.get("stored_verdict")
-        stored = f"<td>{_badge(former, former) if former else 'none'}</td>"
+        cells["Stored"] = _badge(former, former) if former else "none"
+    cells |= {
+        "The paper": _text(row["paper"]) if row.get("paper") else "–",
+        "Here": _measured(row),
+        "Interval": _interval(row),
+        "n": _text(row.get("n") or "–"),
+    }
+    link = f'<a class="claim-id" href="{address}#claim-{_text(row["id"])}">{_text(row["id"])}</a>'
     return (
-        f'<tr id="{_text(anchor)}" data-verdict="{row["verdict"]}" data-differs="{str(differs).lower()}">'
-        f'<th scope="row"><a href="{address}#claim-{_text(row["id"])}">{_text(row["id"])}</a></th>'
-        f"<td>{_text(row['statement'])}{why}</td><td>{verdict}</td>{stored}"
-        f"<td>{_text(row['paper']) if row.get('paper') else '–'}</td>"
-        f"<td>{_measured(row)}</td><td>{_interval(row)}</td><td>{_text(row.get('n') or '–')}</td></tr>"
+        f'<tr id="{anchor}" data-verdict="{row["verdict"]}" data-differs="{str(differs).lower()}">'
+        f'<th scope="row">{link} {_text(row["statement"])}</th>'
+        + "".join(f'<td data-label="{label}">{cell}</td>' for label, cell in cells.items())
+        + "</tr>"
     )
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else _text(value)
+def _number(value: float) -> str:
+    """Four significant digits, thousands set apart, no exponent for everyday sizes."""
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.3e}"
+    places = 0 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def _measured(row: Row) -> str:
-    value = row.get("measured")
-    if value is None:
+    if row.get("measured") is None:
         return "–"
-    unit = f" {_text(row['unit'])}" if row.get("unit") else ""
-    values = value if isinstance(value, list | tuple) else [value]
-    return ", ".join(_number(v) for v in values) + unit
+    return f"{_number(row['measured'])} {_text(row.get('unit') or '')}".rstrip()
 
 
 def _interval(row: Row) -> str:
-    ends = row.get("interval")
-    if not ends:
+    if not row.get("interval"):
         return "–"
-    if isinstance(ends[0], list | tuple):
-        return "<br>".join(f"{_number(low)} to {_number(high)}" for low, high in ends)
-    low, high = ends
-    if low is None or high is None:
-        return f"at least {_number(low)}" if high is None else f"at most {_number(high)}"
-    return f"{_number(low)} to {_number(high)}"
+    low, high = (_number(end) for end in row["interval"])
+    level = f" at {100 * row['level']:.4g} %" if row.get("level") else ""
+    return f"{low} to {high}{level}"

@@ -33,6 +33,8 @@ TITLES = {
 
 # What serves the command line and the pages, not an importer.
 _NOT_FOR_IMPORT = {"__main__", "cli", "sphinx_ext"}
+# A kernel's implementations stand behind the public functions of its package.
+_BACKENDS = {"cpu", "cuda", "reference"}
 
 
 def modules(library: Path) -> list[Path]:
@@ -41,7 +43,8 @@ def modules(library: Path) -> list[Path]:
     for path in sorted(library.rglob("*.py")):
         pieces = path.relative_to(library).with_suffix("").parts
         private = any(piece.startswith("_") and piece != "__init__" for piece in pieces)
-        if not private and pieces[0] not in _NOT_FOR_IMPORT:
+        backend = pieces[0] == "kernels" and pieces[-1] in _BACKENDS
+        if not private and not backend and pieces[0] not in _NOT_FOR_IMPORT:
             found.append(path)
     return found
 
@@ -66,7 +69,7 @@ def signature(node: Definition) -> str:
     if isinstance(node, ast.ClassDef):
         for method in node.body:
             if isinstance(method, ast.FunctionDef) and method.name == "__init__":
-                return f"{node.name}({', '.join(_parameters(method)[1:])})"
+                return f"{node.name}({', '.join(_parameters(method))})"
         fields = [
             _with_default(item.target.id, item.value)
             for item in node.body
@@ -74,6 +77,9 @@ def signature(node: Definition) -> str:
         ]
         dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
         return f"{node.name}({', '.join(fields)})" if dataclass else node.name
+    decorators = {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
+    if decorators & {"property", "cached_property"}:
+        return node.name
     return f"{node.name}({', '.join(_parameters(node))})"
 
 
@@ -95,7 +101,7 @@ def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
     ]
     if arguments.kwarg:
         found.append(f"**{arguments.kwarg.arg}")
-    return found
+    return found[1:] if found[:1] in (["self"], ["cls"]) else found
 
 
 def first_paragraph(docstring: str) -> str:
