@@ -65,20 +65,24 @@ Slugs = Annotated[list[str] | None, typer.Argument(help="Chapters by name; all t
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run instead of the stored book.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"sparsebook {__version__}", highlight=False)
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     context: typer.Context,
     book: Annotated[
         Path | None, typer.Option("--book", help="The book's root; found from here upwards by default.")
     ] = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
 ) -> None:
-    if version:
-        console.print(f"sparsebook {__version__}", highlight=False)
-        raise typer.Exit
     context.obj = book
-    if context.invoked_subcommand is None:
-        console.print(context.get_help())
 
 
 @app.command("list")
@@ -90,15 +94,20 @@ def list_papers(context: typer.Context) -> None:
     root = _root(context)
     rows = ledger(root)
     written = {chapter.slug for chapter in chapters(root)}
-    table = Table("part", "chapter", "year", box=None, header_style="bold", pad_edge=False)
-    table.add_column("title", no_wrap=True, overflow="ellipsis")
-    table.add_column("verdicts", no_wrap=True)
+    table = Table(
+        "part", "chapter", "year", "title", "verdicts", box=None, header_style="bold", pad_edge=False
+    )
+    room = max(16, console.width - 100)
     before = None
     for paper in papers(root):
         own = [row for row in rows if row["slug"] == paper.slug]
         state = verdict_text(own) if paper.slug in written else "[dim]not yet written[/]"
         table.add_row(
-            paper.part if paper.part != before else "", paper.slug, str(paper.year), paper.title, state
+            paper.part if paper.part != before else "",
+            paper.slug,
+            str(paper.year),
+            _cut(paper.title, room),
+            state,
         )
         before = paper.part
     known = {paper.slug for paper in papers(root)}
@@ -141,7 +150,7 @@ def doctor() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in examine():
         style = {"good": "", "missing": "yellow", "wrong": "red"}[finding.state]
-        text = f"[{style}]{finding.text}[/]" if style else finding.text
+        text = f"[{style}]{_plain(finding.text)}[/]" if style else _plain(finding.text)
         table.add_row(f"[bold]{finding.subject}[/]", text)
     console.print(table, highlight=False)
 
@@ -302,6 +311,10 @@ def _is_present(source: "Source") -> bool:
     if source.is_wheel:
         return any((cache_dir() / "wheels").glob(f"{source.distribution.replace('-', '_')}-*.whl"))
     return not source.package or find_spec(source.package) is not None
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1].rstrip()}…"
 
 
 def _plain(text: str) -> str:

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -110,7 +111,7 @@ def _kernel() -> Finding:
         program = KernelSpecManager().get_kernel_spec("python3").argv[0]
     except NoSuchKernel:
         return Finding("notebook kernel", "no kernel python3: pip install 'sparsebook[book]'", "missing")
-    return Finding("notebook kernel", program)
+    return Finding("notebook kernel", sys.executable if program in ("python", "python3") else program)
 
 
 def _browser() -> Finding:
