@@ -129,7 +129,7 @@ def save(
     seeds: Sequence[int],
     fingerprint_function: str,
     fingerprint_arguments: Mapping[str, Any] | None = None,
-    rtol: float = 1e-5,
+    rtol: float | int = 1e-5,
     book: str | Path | None = None,
 ) -> Path:
     """Record a table; the machine, the versions and the fingerprint's values are found out here.
@@ -226,9 +226,9 @@ def read_record(path: str | Path) -> Recorded:
 
 
 def inside_prediction(
-    live_value: float,
+    live_value: float | int,
     recorded_values: Sequence[float] | np.ndarray,
-    level: float = 0.99,
+    level: float | int = 0.99,
     geometric: bool = False,
 ) -> Prediction:
     """Whether one live value lies where the recorded ones predict a further one.

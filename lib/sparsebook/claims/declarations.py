@@ -199,7 +199,7 @@ def _read_yaml(path: Path) -> Any:
 class _Fields:
     """A mapping of the file, read field by field; errors say where."""
 
-    entry: Mapping[str, Any]
+    entry: Any
     where: str
 
     def check_keys(self, required: Iterable[str], optional: Iterable[str] = ()) -> None:
@@ -350,7 +350,7 @@ def _parse_revision(fields: _Fields) -> Revision:
     return Revision(date, fields.text("was"), fields.text("reason"))
 
 
-def readable(value: float) -> str:
+def readable(value: float | int) -> str:
     """Four significant digits, thousands set apart, no exponent for everyday sizes."""
     if value == 0 or 1e-4 <= abs(value) < 1e7:
         places = 0 if value == 0 else max(0, 3 - math.floor(math.log10(abs(value))))

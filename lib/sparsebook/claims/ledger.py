@@ -116,12 +116,14 @@ def read_claims(notebook_path: str | Path) -> list[dict[str, Any]]:
 
 
 def expected_false_verdicts(rows: Iterable[Mapping[str, Any]]) -> float:
-    """How many of these verdicts to expect to be wrong by chance alone, at most.
+    """How many of these verdicts to expect to be wrong by chance alone.
 
-    The bound supposes the worst: every true mean lies exactly on the border of its region. A claim with
-    one border is then decided wrongly with probability ``ALPHA / 2`` at its level, one with two borders
-    with ``ALPHA``; Holm's procedure makes a whole chapter err about as often as a single claim. Exact
-    claims leave nothing to chance.
+    The number supposes the worst: every true mean lies on the border of its region. A claim with one border
+    is then decided wrongly with probability ``ALPHA / 2`` at its level, one with two borders with at most
+    ``ALPHA``; Holm's procedure makes a whole chapter err as often as one claim. What is returned bounds
+    the expected number of chapters with a wrong verdict, and is the number of wrong verdicts where claims
+    are independent (claims that share their seeds err together, about 1.4 times as many at the worst).
+    Exact claims leave nothing to chance.
     """
     rates: dict[str, list[float]] = {}
     for row in rows:

@@ -26,6 +26,7 @@ ALPHA = 0.05
 
 MINIMUM_FOR_BOOTSTRAP = 20
 
+Number = float | int
 Values = Real[np.ndarray, "*batch n"] | Sequence[float] | Sequence[int]
 
 
@@ -35,7 +36,7 @@ class Interval:
 
     low: Any
     high: Any
-    level: float
+    level: float | int
 
     def contains(self, value: Any) -> Any:
         """Whether ``value`` lies in the closed interval (elementwise over the leading axes)."""
@@ -65,7 +66,7 @@ class OrderTest(RegionTest):
     steps: np.ndarray
 
 
-def t_interval(values: Values, level: float = 1 - ALPHA) -> Interval:
+def t_interval(values: Values, level: Number = 1 - ALPHA) -> Interval:
     """Student's t interval for the mean of independent samples.
 
     For paired measurements pass their differences (or the logarithms of their ratios).
@@ -76,6 +77,12 @@ def t_interval(values: Values, level: float = 1 - ALPHA) -> Interval:
         At least two finite samples along the last axis.
     level : float
         Two-sided coverage, between 0 and 1.
+
+    Notes
+    -----
+    Exact for normal samples. For one-sided, long-tailed ones it covers less: for an exponential
+    distribution 88, 89 and 92 % instead of 95 with 5, 8 and 20 samples, where the bootstrap does no better
+    (92 % with 20). Differences of pairs are symmetric and keep 95 %; take logarithms of ratios.
 
     Raises
     ------
@@ -88,7 +95,7 @@ def t_interval(values: Values, level: float = 1 - ALPHA) -> Interval:
     return Interval(mean - reach, mean + reach, level)
 
 
-def paired_interval(treated: Values, control: Values, level: float = 1 - ALPHA) -> Interval:
+def paired_interval(treated: Values, control: Values, level: Number = 1 - ALPHA) -> Interval:
     """t interval for the mean difference ``treated - control`` of measurements made on the same units."""
     first, second = _samples(treated), _samples(control)
     if first.shape != second.shape:
@@ -98,7 +105,7 @@ def paired_interval(treated: Values, control: Values, level: float = 1 - ALPHA) 
     return t_interval(first - second, level)
 
 
-def prediction_interval(values: Values, level: float = 1 - ALPHA) -> Interval:
+def prediction_interval(values: Values, level: Number = 1 - ALPHA) -> Interval:
     """Interval in which one new sample of the same normal distribution falls with probability ``level``.
 
     Wider than the interval for the mean by ``sqrt(n + 1)``; this is what a re-run of one cell of a
@@ -113,7 +120,7 @@ def prediction_interval(values: Values, level: float = 1 - ALPHA) -> Interval:
 def bootstrap_interval(
     values: Values,
     statistic: Callable[..., Any] = np.mean,
-    level: float = 1 - ALPHA,
+    level: Number = 1 - ALPHA,
     resamples: int = 9999,
     seed: int = 0,
 ) -> Interval:
@@ -158,7 +165,7 @@ def bootstrap_interval(
 
 
 def region_test(
-    values: Values, low: float = -np.inf, high: float = np.inf, *, strict: bool = False
+    values: Values, low: Number = -np.inf, high: Number = np.inf, *, strict: bool = False
 ) -> RegionTest:
     """Ask whether the mean lies inside or outside of ``[low, high]``; see the module's docstring.
 
@@ -184,14 +191,20 @@ def region_test(
     return RegionTest(np.maximum(above_low, below_high), np.minimum(below_low, above_high))
 
 
-def equivalence(values: Values, value: float, margin: float) -> float:
-    """p-value of Schuirmann's two one-sided tests: small means the mean is within ``value ± margin``."""
+def equivalence(values: Values, value: Number, margin: Number) -> Any:
+    """p-value of Schuirmann's two one-sided tests: small means the mean is within ``value ± margin``.
+
+    One p-value for every set of samples along the leading axes of ``values`` [..., n].
+    """
     _positive_margin(margin)
     return region_test(values, value - margin, value + margin).inside
 
 
-def not_worse(values: Values, value: float, margin: float, better: Literal["higher", "lower"]) -> float:
-    """p-value of non-inferiority: small means the mean is not worse than ``value`` by ``margin`` or more."""
+def not_worse(values: Values, value: Number, margin: Number, better: Literal["higher", "lower"]) -> Any:
+    """p-value of non-inferiority: small means the mean is not worse than ``value`` by ``margin`` or more.
+
+    One p-value for every set of samples along the leading axes of ``values`` [..., n].
+    """
     _positive_margin(margin)
     if better == "higher":
         return region_test(values, low=value - margin).inside
@@ -244,7 +257,7 @@ def holm(p_values: Float[np.ndarray, "*batch tests"]) -> Float[np.ndarray, "*bat
 
 
 def holm_levels(
-    p_values: Float[np.ndarray, "*batch tests"], alpha: float = ALPHA
+    p_values: Float[np.ndarray, "*batch tests"], alpha: Number = ALPHA
 ) -> Float[np.ndarray, "*batch tests"]:
     """The level at which Holm's procedure decided each test: ``p <= level`` exactly where it rejects.
 
@@ -262,7 +275,7 @@ def holm_levels(
     return _unsorted(np.where(kept, stop, own), order)
 
 
-def detectable_effect(spread: float, n: int, level: float = 1 - ALPHA, power: float = 0.8) -> float:
+def detectable_effect(spread: Number, n: int, level: Number = 1 - ALPHA, power: Number = 0.8) -> float:
     """Distance of the mean from a border that ``n`` samples of this spread detect with this power.
 
     Parameters
@@ -333,7 +346,7 @@ def _mean_and_error(sample: np.ndarray) -> tuple[Any, Any, int]:
     return mean, error, n - 1
 
 
-def _one_sided(sample: np.ndarray, border: float, strict: bool) -> tuple[Any, Any]:
+def _one_sided(sample: np.ndarray, border: Number, strict: bool) -> tuple[Any, Any]:
     """p-values of "the mean is not above the border" and "the mean is not below it"."""
     mean, error, freedom = _mean_and_error(sample)
     # Without spread the samples are a point: it is on one side of the border, or on the border itself,
@@ -344,13 +357,13 @@ def _one_sided(sample: np.ndarray, border: float, strict: bool) -> tuple[Any, An
     return special.stdtr(freedom, -t), special.stdtr(freedom, t)
 
 
-def _t_quantile(level: float, freedom: int) -> float:
+def _t_quantile(level: Number, freedom: int) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level: expected a coverage between 0 and 1, got {level}")
     return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
-def _positive_margin(margin: float) -> None:
+def _positive_margin(margin: Number) -> None:
     if not margin > 0:
         raise ValueError(f"margin: expected a positive number in the metric's unit, got {margin}")
 

@@ -122,7 +122,7 @@ def in_processes(
     processes: int = 5,
     *,
     threads: int | None = None,
-    timeout: float = 600.0,
+    timeout: float | int = 600.0,
 ) -> list[Any]:
     """Call a function once in each of several fresh processes, one after another.
 
@@ -173,7 +173,7 @@ def _seconds(function: Callable[[], object], number: int, synchronize: Callable[
     return (time.perf_counter() - start) / number
 
 
-def _in_process(target: str, arguments: dict[str, Any], threads: int | None, timeout: float) -> Any:
+def _in_process(target: str, arguments: dict[str, Any], threads: int | None, timeout: float | int) -> Any:
     limits = {} if threads is None else dict.fromkeys(_THREAD_VARIABLES, str(threads))
     with tempfile.TemporaryDirectory(prefix="sparsebook-timing-") as folder:
         order, answer = Path(folder, "order"), Path(folder, "answer")
