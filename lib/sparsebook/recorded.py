@@ -27,7 +27,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -373,13 +373,23 @@ def _as_json(name: str, value: Any) -> Any:
         plain = json.loads(json.dumps(value, default=_plain, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: cannot be kept as JSON ({error})") from error
+    for path in _absolute_paths(plain):
+        raise ValueError(f"{name}: the absolute path {path!r} names one machine")
     return plain
+
+
+def _absolute_paths(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _absolute_paths(item)
+    elif isinstance(value, str) and len(value) > 1 and os.path.isabs(value):
+        yield value
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        if value.is_absolute():
-            raise ValueError(f"the absolute path {value} names one machine")
         return value.as_posix()
     if isinstance(value, np.generic):
         return value.item()
