@@ -77,7 +77,7 @@ class LibraryReference(SphinxDirective):
         for path in reference.modules(library):
             self.env.note_dependency(str(path))
         self.env.note_reread()
-        return reference.sections(library, self.state)
+        return reference.sections(library)
 
 
 def write_ledger(app: Sphinx, exception: Exception | None) -> None:

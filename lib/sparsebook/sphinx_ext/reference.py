@@ -118,7 +118,7 @@ def inline(text: str) -> list[nodes.Node]:
     return found
 
 
-def sections(library: Path, state: Any) -> list[nodes.Node]:
+def sections(library: Path) -> list[nodes.Node]:
     """The page: a section for each package, in it a section for each module with something to import."""
     grouped: dict[str, list[Path]] = {}
     for path in modules(library):
@@ -127,7 +127,7 @@ def sections(library: Path, state: Any) -> list[nodes.Node]:
         grouped.setdefault(package, []).append(path)
     page: list[nodes.Node] = []
     for package, title in TITLES.items():
-        inside = [part for path in grouped.get(package, []) if (part := _module(path, library, state))]
+        inside = [part for path in grouped.get(package, []) if (part := _module(path, library))]
         if inside:
             name = nodes.make_id(f"library-{package or 'machinery'}")
             section = nodes.section("", nodes.title(title, title), *inside, ids=[name], names=[title])
@@ -135,7 +135,7 @@ def sections(library: Path, state: Any) -> list[nodes.Node]:
     return page
 
 
-def _module(path: Path, library: Path, state: Any) -> nodes.section | None:
+def _module(path: Path, library: Path) -> nodes.section | None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     entries = [_entry(node) for node in definitions(tree)]
     if not entries:
