@@ -51,3 +51,8 @@ def test_a_part_is_the_same_as_in_the_whole():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         clip(**arguments)
+
+
+def test_colours_come_as_red_green_blue():
+    face = clip("carphone_pristine", count=1).frames[0, 50:90, 70:110].reshape(-1, 3).mean(0)
+    assert face[0] > face[1] + 10 > face[2] + 20  # skin
