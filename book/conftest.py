@@ -11,7 +11,7 @@ import pytest
 from sparsebook.claims import MIME
 
 # The pages beside the parts (the ledger) are executed while the book is rendered and never stored.
-collect_ignore_glob = ["*.ipynb"]
+collect_ignore = [path.name for path in Path(__file__).parent.glob("*.ipynb")]
 NOT_COMPARED = ("text/html", "text/latex", "text/markdown", MIME)
 
 

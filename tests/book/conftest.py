@@ -71,7 +71,10 @@ def chapter(slug: str, body: str, *verdicts: str) -> dict[str, Any]:
 
 
 class FabricatedBook:
-    """A book in a temporary folder."""
+    """A book in a temporary folder, and the means to write chapters."""
+
+    code, markdown, notebook = staticmethod(code), staticmethod(markdown), staticmethod(notebook)
+    report, chapter = staticmethod(report), staticmethod(chapter)
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -116,7 +119,7 @@ def claims_file(slug: str, count: int) -> str:
 
 @pytest.fixture
 def fabricate(tmp_path: Path) -> Callable[..., FabricatedBook]:
-    """Make a book with chapters given by name and body; each reports one claim that holds and one that fails."""
+    """Make a book of chapters given by name and body, each with one claim that holds and one that fails."""
 
     def make(**bodies: str) -> FabricatedBook:
         book = FabricatedBook(tmp_path / "a book")
