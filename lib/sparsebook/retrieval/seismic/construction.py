@@ -41,9 +41,7 @@ class Growing(NamedTuple):
     block_end: np.ndarray  # int64 [blocks]: end of the block's postings
     scale: np.ndarray  # float32 [blocks, 2]: minimum and step of the block's summary
     bucket: np.ndarray  # uint32 [buckets]: start of the bucket's entries within those of its list
-    key: np.ndarray  # uint16 [entries]: low bits of the permuted coordinate
-    block: np.ndarray  # uint16 [entries]: block within the list
-    code: np.ndarray  # uint8 [entries]: quantised value (none when values are kept)
+    entry: np.ndarray  # uint32 [entries]: low bits of the permuted coordinate, block within the list, code
     value: np.ndarray  # float32 [entries]: value (none when quantised)
 
 
@@ -296,11 +294,24 @@ def _summarise(documents, grouped, ends, recipe, phi, keys, found):
     return stops, found
 
 
+@njit(cache=True, nogil=True, forceinline=True)
+@no_type_check
+def bits_for(count):
+    """Bits that hold the numbers below ``count``."""
+    bits = 0
+    while (1 << bits) < count:
+        bits += 1
+    return bits
+
+
 @njit(cache=True, nogil=True)
 @no_type_check
-def _directory_bits(entries, key_bits):
-    """Bits of the bucket number: enough for the rest of the key to fit 16, and for small buckets."""
-    bits = key_bits - 16
+def _directory_bits(entries, blocks, key_bits):
+    """Bits of the bucket number: small buckets, and a rest of the key that fits an entry.
+
+    An entry is 32 bits: the rest of the key, the block, and 8 bits of code.
+    """
+    bits = max(0, key_bits + bits_for(blocks) - 24)
     while bits < key_bits and (entries >> bits) > BUCKET_ENTRIES:
         bits += 1
     return bits
@@ -318,10 +329,11 @@ def permuted(coordinate, key_bits):
 def _store(found, stops, recipe, out, blocks, buckets, entries):
     """Quantise a list's summaries and store them as an inverted index: a counting sort by bucket."""
     total = stops[-1]
-    bits = _directory_bits(total, recipe.key_bits)
+    bits = _directory_bits(total, stops.size, recipe.key_bits)
     shift = np.uint64(recipe.key_bits - bits)
     start = out.bucket[buckets : buckets + (1 << bits) + 1]
     start[:] = 0
+    block_bits = np.uint64(bits_for(stops.size))
     for t in range(total):
         start[permuted(_coordinate_of(found[t]), recipe.key_bits) >> shift] += np.uint32(1)
     running = np.uint32(0)
@@ -342,15 +354,14 @@ def _store(found, stops, recipe, out, blocks, buckets, entries):
             key = permuted(_coordinate_of(found[t]), recipe.key_bits)
             start[key >> shift] -= np.uint32(1)
             at = entries + start[key >> shift]
-            out.key[at] = np.uint16(key & np.uint64(0xFFFF))
-            out.block[at] = np.uint16(b)
+            rest = key & ((np.uint64(1) << shift) - np.uint64(1))
             value = _weight_of(found[t])
+            code = np.uint64(0)
             if not recipe.quantize:
                 out.value[at] = value
             elif step > 0:
-                out.code[at] = np.uint8((value - low) / step + np.float32(0.5))
-            else:
-                out.code[at] = 0
+                code = np.uint64((value - low) / step + np.float32(0.5))
+            out.entry[at] = ((rest << block_bits | np.uint64(b)) << np.uint64(8)) | code
 
 
 @njit(cache=True, nogil=True)
@@ -382,9 +393,7 @@ def build_lists(documents, points, list_ptr, list_ids, first, last, dim, recipe,
         np.empty(64, np.int64),
         np.empty((64, 2), np.float32),
         np.empty(1024, np.uint32),
-        np.empty(1024, np.uint16),
-        np.empty(1024, np.uint16),
-        np.empty(1024 if recipe.quantize else 0, np.uint8),
+        np.empty(1024, np.uint32),
         np.empty(0 if recipe.quantize else 1024, np.float32),
     )
     blocks = buckets = entries = 0
@@ -397,14 +406,12 @@ def build_lists(documents, points, list_ptr, list_ids, first, last, dim, recipe,
         postings[list_ptr[j] : list_ptr[j + 1]] = grouped
         stops, found = _summarise(documents, grouped, ends, recipe, phi, keys, found)
         total = stops[-1]
-        size = (1 << _directory_bits(total, recipe.key_bits)) + 1
+        size = (1 << _directory_bits(total, n, recipe.key_bits)) + 1
         out = Growing(
             _grown(out.block_end, blocks + n),
             _grown(out.scale, blocks + n),
             _grown(out.bucket, buckets + size),
-            _grown(out.key, entries + total),
-            _grown(out.block, entries + total),
-            _grown(out.code, entries + total) if recipe.quantize else out.code,
+            _grown(out.entry, entries + total),
             out.value if recipe.quantize else _grown(out.value, entries + total),
         )
         out.block_end[blocks : blocks + n] = ends + list_ptr[j]
@@ -419,8 +426,6 @@ def build_lists(documents, points, list_ptr, list_ids, first, last, dim, recipe,
         out.block_end[:blocks].copy(),
         out.scale[:blocks].copy(),
         out.bucket[:buckets].copy(),
-        out.key[:entries].copy(),
-        out.block[:entries].copy(),
-        out.code[: entries if recipe.quantize else 0].copy(),
+        out.entry[:entries].copy(),
         out.value[: 0 if recipe.quantize else entries].copy(),
     )

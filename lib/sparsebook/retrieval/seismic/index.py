@@ -16,6 +16,7 @@ from torch import Tensor
 from sparsebook.retrieval.seismic import method
 from sparsebook.retrieval.seismic.checks import at_least, check_rows, one_of, rows_of
 from sparsebook.retrieval.seismic.construction import HASH, Collection, Growing, Recipe, build_lists
+from sparsebook.retrieval.seismic.lanes import GROUP_WORDS, MOST_GROUPS
 from sparsebook.retrieval.seismic.scan import CHUNK, STATISTICS, Layout, Scratch, search_many
 from sparsebook.retrieval.seismic.storage import aligned_empty, read_arrays, write_arrays
 
@@ -43,7 +44,6 @@ class SeismicIndex:
         self._key_bits = _key_bits(self.dim)
         self._spare: list[Scratch] = []  # popping and appending are atomic
         self._most_blocks = int(np.diff(layout.list_block).max(initial=0))
-        self._largest_block = int(np.diff(layout.block_posting.astype(np.int64)).max(initial=0))
 
     @classmethod
     def build(
@@ -217,8 +217,8 @@ class SeismicIndex:
                 epoch=np.zeros(1, dtype=np.uint8),
                 estimate=np.empty(self._most_blocks, dtype=np.float32),
                 order=np.empty(self._most_blocks, dtype=np.uint64),
-                pending=np.empty(self._largest_block, dtype=np.uint32),
                 heap=np.empty(k, dtype=np.uint64),
+                tables=np.empty(MOST_GROUPS * GROUP_WORDS, dtype=np.uint16),
             )
         return spare if spare.heap.size >= k else spare._replace(heap=np.empty(k, dtype=np.uint64))
 
@@ -249,28 +249,30 @@ class SeismicIndex:
         first, last = layout.list_block[j : j + 2]
         ends = layout.block_posting[first : last + 1].astype(np.int64)
         ids = [layout.postings[a:b].astype(np.int64) for a, b in pairwise(ends)]
-        entries = slice(*layout.list_entry[j : j + 2])
-        block = layout.block[entries].astype(np.int64)
-        if layout.code.size:
-            minimum, step = layout.scale[first + block].T
-            values = method.dequantize_u8(layout.code[entries], minimum, step)
-        else:
-            values = np.asarray(layout.value[entries])
-        shape = (int(last - first), self.dim)
-        summaries = sparse.coo_matrix((values, (block, self._entry_coords(j))), shape=shape).tocsr()
+        coords, block, values = self._entries(j)
+        summaries = sparse.coo_matrix((values, (block, coords)), shape=(last - first, self.dim)).tocsr()
         summaries.sort_indices()
         return ids, summaries
 
-    def _entry_coords(self, j: int) -> np.ndarray:
+    def _entries(self, j: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coordinates, blocks and values of the summary entries of list ``j``."""
         layout = self._layout
         starts = layout.bucket[slice(*layout.list_bucket[j : j + 2])].astype(np.int64)
         if not starts.size:
-            return np.empty(0, dtype=np.int64)
+            return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
         shift = self._key_bits - (starts.size - 2).bit_length()
         high = np.repeat(np.arange(starts.size - 1), np.diff(starts)) << shift
-        low = layout.key[slice(*layout.list_entry[j : j + 2])].astype(np.int64)
+        at = slice(*layout.list_entry[j : j + 2])
+        entry = layout.entry[at].astype(np.int64)
+        first, last = layout.list_block[j : j + 2]
+        block_bits = int(last - first - 1).bit_length()
+        block = (entry >> 8) & ((1 << block_bits) - 1)
         inverse = pow(HASH, -1, 1 << self._key_bits)  # undoes the permutation of the coordinates
-        return ((high | (low & ((1 << shift) - 1))) * inverse) % (1 << self._key_bits)
+        coords = ((high | (entry >> (8 + block_bits))) * inverse) % (1 << self._key_bits)
+        if layout.value.size:
+            return coords, block, np.asarray(layout.value[at])
+        minimum, step = layout.scale[first + block].T
+        return coords, block, method.dequantize_u8((entry & 255).astype(np.uint8), minimum, step)
 
     def stats(self) -> dict[str, Any]:
         """Counts, and ``bytes`` by part: forward (the documents), postings, blocks, summaries, total.
@@ -284,7 +286,7 @@ class SeismicIndex:
             "postings": (layout.postings,),
             "blocks": (layout.block_posting, layout.list_block),
             "summaries": (
-                layout.scale, layout.key, layout.block, layout.code, layout.value,
+                layout.scale, layout.entry, layout.value,
                 layout.bucket, layout.list_bucket, layout.list_entry,
             ),
         }  # fmt: skip
@@ -294,7 +296,7 @@ class SeismicIndex:
             "dim": self.dim,
             "postings": layout.postings.size,
             "blocks": ends.size - 1,
-            "summary_entries": layout.key.size,
+            "summary_entries": layout.entry.size,
             "list_lengths": np.diff(ends[layout.list_block]),
             "block_counts": np.diff(layout.list_block),
             "block_sizes": np.diff(ends),
@@ -304,14 +306,16 @@ class SeismicIndex:
     def with_shuffled_summaries(self, seed: int = 0) -> "SeismicIndex":
         """A sabotaged twin: the summaries of each list change places among its blocks."""
         layout, rng = self._layout, np.random.default_rng(seed)
-        block, scale = layout.block.copy(), layout.scale.copy()
+        entry, scale = layout.entry.copy(), layout.scale.copy()
         for j in np.flatnonzero(np.diff(layout.list_block) > 1):
             first, last = layout.list_block[j : j + 2]
             place = rng.permutation(last - first)
             entries = slice(*layout.list_entry[j : j + 2])
-            block[entries] = place[block[entries]]
+            mask = ((1 << int(last - first - 1).bit_length()) - 1) << 8
+            moved = (place[(entry[entries] & np.uint32(mask)) >> 8] << 8).astype(np.uint32)
+            entry[entries] = (entry[entries] & ~np.uint32(mask)) | moved
             scale[first + place] = layout.scale[first:last]
-        return SeismicIndex(layout._replace(block=block, scale=scale), self.parameters | {"shuffled": seed})
+        return SeismicIndex(layout._replace(entry=entry, scale=scale), self.parameters | {"shuffled": seed})
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the index to one file, atomically, with a version and a checksum."""
@@ -405,9 +409,7 @@ def _layout(
         list_bucket=np.ascontiguousarray(ends[:, 1]),
         list_entry=np.ascontiguousarray(ends[:, 2]),
         bucket=out.bucket,
-        key=out.key,
-        block=out.block,
-        code=out.code,
+        entry=out.entry,
         value=out.value,
     )
 

@@ -1,9 +1,43 @@
-"""Instructions that Numba has no name for, through LLVM's own portable intrinsics."""
+"""Vector instructions that Numba has no name for, as LLVM code; absent ones have a plain twin elsewhere.
 
+A document is scored against a query of few terms by looking every coordinate of the document up in a table
+that lives in vector registers. One group of at most ``GROUP_TERMS`` query terms is a cuckoo hash of two
+tables of 64 slots; each term sits in one slot of one of them, keyed by its coordinate. 32 coordinates are hashed
+(multiply, shift), looked up (``vpermi2w`` permutes a table of 64 sixteen-bit slots in one instruction) and
+compared at once; where the key matches, the slot's query value meets the document's. A gather from a dense
+query needs one load per coordinate instead.
+"""
+
+from typing import no_type_check
+
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+GROUP_TERMS = 40
+MOST_GROUPS = 8
+GROUP_WORDS = 4 * 64 + 2  # keys and values of both tables, and the two multipliers
+_SLOTS = 64
+
+_I16 = ir.IntType(16)
+_WORDS = ir.VectorType(_I16, 32)
+_HALVES = ir.VectorType(ir.HalfType(), 32)
+_FLOATS = ir.VectorType(ir.FloatType(), 32)
+
+
+def _has_lanes(context, rows):
+    """Whether the machine that the code is compiled for can permute 32 words, and ``rows`` are words."""
+    return "+avx512bw" in context.codegen().magic_tuple()[2] and rows.dtype == types.uint16
+
+
+def _pointer(context, builder, kind, array, position):
+    """Address of ``array[position]`` along the first axis of a C-contiguous array."""
+    view = context.make_array(kind)(context, builder, array)
+    if kind.ndim > 1:
+        position = builder.mul(position, builder.extract_value(view.shape, 1))
+    return builder.gep(view.data, [position])
 
 
 @intrinsic
@@ -11,14 +45,123 @@ def prefetch(typingctx, array, position):
     """Ask for the cache line of ``array[position]``; never faults, and is nothing where there is none."""
 
     def codegen(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        at = builder.gep(data, [arguments[1]])
         byte = ir.IntType(8).as_pointer()
         flag = ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
-        )
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        at = _pointer(context, builder, signature.args[0], *arguments)
         builder.call(function, [builder.bitcast(at, byte), flag(0), flag(3), flag(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.int64), codegen
+
+
+@intrinsic
+def has_lanes(typingctx, rows):
+    """Whether :func:`score_lanes` works for such rows on the machine at hand (a compile-time constant)."""
+
+    def codegen(context, builder, signature, arguments):
+        return ir.Constant(ir.IntType(1), int(_has_lanes(context, signature.args[0])))
+
+    return types.boolean(rows), codegen
+
+
+@intrinsic
+def score_lanes(typingctx, rows, first, last, tables, group):
+    """Inner product of the chunks ``first <= c < last`` with one group of query terms, float32.
+
+    In units of the group's fixed-point query values.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        if not _has_lanes(context, signature.args[0]):
+            return ir.Constant(ir.FloatType(), 0.0)
+        return _score_chunks(context, builder, signature, arguments)
+
+    return types.float32(rows, types.int64, types.int64, tables, types.int64), codegen
+
+
+def _splat(builder, word):
+    one = builder.insert_element(ir.Constant(_WORDS, ir.Undefined), word, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32))
+
+
+def _load(builder, pointer, kind, offset, align=2):
+    at = builder.gep(pointer, [ir.IntType(64)(offset)])
+    return builder.load(builder.bitcast(at, kind.as_pointer()), align=align)
+
+
+def _score_chunks(context, builder, signature, arguments):
+    rows, first, last, tables, group = arguments
+    start = builder.mul(group, group.type(GROUP_WORDS))
+    table = _pointer(context, builder, signature.args[3], tables, start)
+    slots = [_load(builder, table, _WORDS, 32 * i) for i in range(8)]  # keys 1, keys 2, values 1, values 2
+    factors = [_splat(builder, _load(builder, table, _I16, 4 * _SLOTS + i)) for i in range(2)]
+    permute = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_WORDS, [_WORDS] * 3), "llvm.x86.avx512.vpermi2var.hi.512"
+    )
+    multiply_add = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), "llvm.fmuladd.v32f32"
+    )
+    total = cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * 32))
+    ten, zero = ir.Constant(_WORDS, [10] * 32), ir.Constant(_WORDS, [0] * 32)
+    with cgutils.for_range_slice(builder, first, last, first.type(1)) as (chunk, _):
+        row = _pointer(context, builder, signature.args[0], rows, builder.mul(chunk, chunk.type(64)))
+        coords = _load(builder, row, _WORDS, 0)
+        query = zero
+        for i, factor in enumerate(factors):
+            slot = builder.lshr(builder.mul(coords, factor), ten)
+            key = builder.call(permute, [slots[2 * i], slot, slots[2 * i + 1]])
+            value = builder.call(permute, [slots[4 + 2 * i], slot, slots[5 + 2 * i]])
+            query = builder.select(builder.icmp_unsigned("==", key, coords), value, query)
+        document = builder.fpext(_load(builder, row, _HALVES, 32), _FLOATS)
+        added = builder.call(multiply_add, [builder.uitofp(query, _FLOATS), document, builder.load(total)])
+        builder.store(added, total)
+    reduce = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS]),
+        "llvm.vector.reduce.fadd.v32f32",
+    )
+    return builder.call(reduce, [ir.FloatType()(0.0), builder.load(total)], fastmath=("reassoc", "nsz"))
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _place(table, coordinate, value):
+    """Insert a term into a group's tables, moving others to their second slot; whether it found one."""
+    key, word, side = np.uint16(coordinate), np.uint16(value), 0
+    for _ in range(64):
+        slot = np.int64(np.uint16(key * table[256 + side])) >> 10
+        at = side * 64 + slot
+        table[at], key = key, table[at]
+        table[128 + at], word = word, table[128 + at]
+        if word == 0:
+            return True
+        side = 1 - side
+    return False
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def fill_tables(tables, coords, values, scale):
+    """Hash a query's terms, values in units of ``scale``; the number of groups, 0 if they do not fit."""
+    groups = (coords.size + GROUP_TERMS - 1) // GROUP_TERMS
+    if groups > MOST_GROUPS:
+        return 0
+    for g in range(groups):
+        table = tables[g * GROUP_WORDS : (g + 1) * GROUP_WORDS]
+        placed = False
+        for attempt in range(16):
+            table[:] = 0
+            table[256] = np.uint16((2 * attempt + 1) * 40503)
+            table[257] = np.uint16((2 * attempt + 1) * 30011)
+            placed = True
+            for t in range(g * GROUP_TERMS, min(coords.size, (g + 1) * GROUP_TERMS)):
+                word = np.int64(values[t] / scale + np.float32(0.5))
+                if word > 0 and placed:
+                    placed = _place(table, coords[t], word)
+            if placed:
+                break
+        if not placed:
+            return 0
+    return groups

@@ -10,8 +10,8 @@ from typing import NamedTuple, no_type_check
 import numpy as np
 from numba import njit
 
-from sparsebook.retrieval.seismic.construction import permuted
-from sparsebook.retrieval.seismic.lanes import prefetch
+from sparsebook.retrieval.seismic.construction import bits_for, permuted
+from sparsebook.retrieval.seismic.lanes import fill_tables, has_lanes, prefetch, score_lanes
 
 CHUNK = 32  # entries of a document that lie together
 UNSCALE = np.float32(2.0**112)  # float16 bits shifted into a float32 are the value times 2 ** -112
@@ -30,10 +30,8 @@ class Layout(NamedTuple):
     list_bucket: np.ndarray  # int64 [dim + 1]
     list_entry: np.ndarray  # int64 [dim + 1]
     bucket: np.ndarray  # uint32 [buckets]
-    key: np.ndarray  # uint16 [entries]
-    block: np.ndarray  # uint16 [entries]
-    code: np.ndarray  # uint8 [entries], or none
-    value: np.ndarray  # float32 [entries], or none
+    entry: np.ndarray  # uint32 [entries]: rest of the key, block within the list, 8 bits of code
+    value: np.ndarray  # float32 [entries] if summaries are not quantised, else none
 
 
 class Scratch(NamedTuple):
@@ -44,13 +42,13 @@ class Scratch(NamedTuple):
     epoch: np.ndarray  # uint8 [1]
     estimate: np.ndarray  # float32 [blocks of the longest list]
     order: np.ndarray  # uint64 [blocks of the longest list]
-    pending: np.ndarray  # uint32 [documents of the largest block]
     heap: np.ndarray  # uint64 [k]
+    tables: np.ndarray  # uint16 [MOST_GROUPS * GROUP_WORDS]: the query, hashed
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 @no_type_check
-def _score(rows, first, last, query):
+def _score_dense(rows, first, last, query):
     """Inner product of a document with the dense query, float32."""
     total = np.float32(0)
     for base in range(first * 64, last * 64, 64):
@@ -60,7 +58,7 @@ def _score(rows, first, last, query):
     return total
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
 def _sink(heap, n, key):
     """Replace the root of a binary min-heap of n keys."""
@@ -78,7 +76,7 @@ def _sink(heap, n, key):
     heap[at] = key
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
 def _rise(heap, n, key):
     """Append to a binary min-heap of n keys."""
@@ -92,7 +90,7 @@ def _rise(heap, n, key):
     heap[at] = key
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
 def _packed(score, document):
     """A key that orders by score, then by lower id; scores are not negative, so their bits order them."""
@@ -100,7 +98,7 @@ def _packed(score, document):
     return (np.uint64(np.float32(score).view(np.uint32)) << np.uint64(32)) | low
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
 def _score_of(key):
     return np.uint32(key >> np.uint64(32)).view(np.float32)
@@ -127,90 +125,145 @@ def _open_lists(layout, coords, values, query_cut, opened):
     return count
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _estimate(layout, j, coords, values, key_bits, estimate):
+def _bucket_shift(layout, j, key_bits):
+    return np.uint64(key_bits - bits_for(layout.list_bucket[j + 1] - layout.list_bucket[j] - 1))
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+@no_type_check
+def _fetch_directory(layout, j, coords, key_bits):
+    """Ask for the directory of list j where the query's terms will look; the loads overlap."""
+    shift = _bucket_shift(layout, j, key_bits)
+    for t in range(coords.size):
+        prefetch(layout.bucket, layout.list_bucket[j] + np.int64(permuted(coords[t], key_bits) >> shift))
+    for b in range(layout.list_block[j], layout.list_block[j + 1], 8):
+        prefetch(layout.scale, b)
+    for b in range(layout.list_block[j], layout.list_block[j + 1], 16):
+        prefetch(layout.block_posting, b)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+@no_type_check
+def _fetch_entries(layout, j, coords, key_bits, span):
+    """Ask for the summary entries of list j that the query's terms will read, and note where they are."""
+    shift = _bucket_shift(layout, j, key_bits)
+    for t in range(coords.size):
+        at = layout.list_bucket[j] + np.int64(permuted(coords[t], key_bits) >> shift)
+        first = layout.list_entry[j] + layout.bucket[at]
+        last = layout.list_entry[j] + layout.bucket[at + 1]
+        span[t, 0], span[t, 1] = first, last
+        prefetch(layout.entry, first)
+        prefetch(layout.entry, last - 1)
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+@no_type_check
+def _estimate(layout, j, coords, values, key_bits, estimate, span):
     """Summary scores of list j with the whole query: one small sparse product; entries touched."""
     first_block = layout.list_block[j]
     blocks = layout.list_block[j + 1] - first_block
     estimate[:blocks] = 0.0
-    buckets = layout.list_bucket[j + 1] - layout.list_bucket[j] - 1
-    bits = 0
-    while (1 << bits) < buckets:
-        bits += 1
-    shift = np.uint64(key_bits - bits)
-    quantised = layout.code.size > 0
+    kept = (np.uint64(1) << _bucket_shift(layout, j, key_bits)) - np.uint64(1)
+    block_bits = np.uint32(bits_for(blocks))
+    low = (np.uint32(1) << block_bits) - np.uint32(1)
+    quantised = layout.value.size == 0
     touched = 0
     for t in range(coords.size):
-        key = permuted(coords[t], key_bits)
-        at = layout.list_bucket[j] + np.int64(key >> shift)
-        low = np.uint16(key & np.uint64(0xFFFF))
-        first = layout.list_entry[j] + layout.bucket[at]
-        last = layout.list_entry[j] + layout.bucket[at + 1]
-        touched += last - first
-        for e in range(first, last):
-            weight = values[t] if layout.key[e] == low else np.float32(0)
-            b = layout.block[e]
+        rest = np.uint32(permuted(coords[t], key_bits) & kept)
+        touched += span[t, 1] - span[t, 0]
+        for e in range(span[t, 0], span[t, 1]):
+            entry = layout.entry[e]
+            b = np.int64((entry >> np.uint32(8)) & low)
             if quantised:
-                v = (
-                    np.float32(layout.code[e]) * layout.scale[first_block + b, 1]
-                    + layout.scale[first_block + b, 0]
-                )
+                scale = first_block + b
+                v = np.float32(entry & np.uint32(255)) * layout.scale[scale, 1] + layout.scale[scale, 0]
             else:
                 v = layout.value[e]
-            estimate[b] += weight * v
+            same = (entry >> np.uint32(8)) >> block_bits == rest
+            estimate[b] += (values[t] if same else np.float32(0)) * v  # no branch: most are not the same
     return touched
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _scan_block(layout, posting, end, scratch, k, found, counts):
-    """Score the block's documents that were not seen before and keep the best; heap size after it."""
-    epoch = scratch.epoch[0]
-    n = 0
-    for p in range(posting, end):
+def _fetch_block(layout, at, scratch):
+    """Ask for the documents of block ``at`` that were not scored yet."""
+    for p in range(np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])):
         document = layout.postings[p]
-        if scratch.seen[document] != epoch:
-            scratch.seen[document] = epoch
-            scratch.pending[n] = document
-            n += 1
-            for c in range(layout.row_chunk[document], layout.row_chunk[document + 1]):
+        if scratch.seen[document] != scratch.epoch[0]:
+            for c in range(np.int64(layout.row_chunk[document]), np.int64(layout.row_chunk[document + 1])):
                 prefetch(layout.rows, c * 64)
                 prefetch(layout.rows, c * 64 + CHUNK)
-    for i in range(n):
-        document = scratch.pending[i]
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+@no_type_check
+def _scan_block(layout, at, scratch, groups, unit, k, found, counts):
+    """Score the documents of block ``at`` that were not seen before and keep the best; heap size after it."""
+    epoch = scratch.epoch[0]
+    for p in range(np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])):
+        counts[4] += 1
+        document = layout.postings[p]
+        if scratch.seen[document] == epoch:
+            continue
+        scratch.seen[document] = epoch
         first = np.int64(layout.row_chunk[document])
         last = np.int64(layout.row_chunk[document + 1])
+        counts[0] += 1
         counts[1] += last - first
-        key = _packed(_score(layout.rows, first, last, scratch.query), document)
+        if groups > 0:
+            score = np.float32(0)
+            for g in range(groups):
+                score += score_lanes(layout.rows, first, last, scratch.tables, g)
+            score *= unit
+        else:
+            score = _score_dense(layout.rows, first, last, scratch.query)
+        key = _packed(score, document)
         if found < k:
             _rise(scratch.heap, found, key)
             found += 1
         elif key > scratch.heap[0]:
             _sink(scratch.heap, k, key)
-    counts[0] += n
     counts[2] += 1
-    counts[4] += end - posting
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _scan_list(layout, j, scratch, k, heap_factor, found, counts):
-    """Visit the blocks of list j in the order they are stored."""
-    for b in range(layout.list_block[j + 1] - layout.list_block[j]):
-        if found == k and scratch.estimate[b] < heap_factor * _score_of(scratch.heap[0]):
-            counts[3] += 1
-            continue
-        at = layout.list_block[j] + b
-        posting, end = np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])
-        found = _scan_block(layout, posting, end, scratch, k, found, counts)
+def _next_block(b, blocks, scratch, k, heap_factor, found):
+    """The first block from ``b`` on that the k-th best score so far does not rule out."""
+    if found == k:
+        threshold = heap_factor * _score_of(scratch.heap[0])
+        while b < blocks and scratch.estimate[b] < threshold:
+            b += 1
+    return b
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+@no_type_check
+def _scan_list(layout, j, scratch, groups, unit, k, heap_factor, found, counts):
+    """Visit the blocks of list j in the order they are stored.
+
+    While one block is scored, the documents of the next one are on their way.
+    """
+    blocks = layout.list_block[j + 1] - layout.list_block[j]
+    visited = counts[2]
+    b = _next_block(0, blocks, scratch, k, heap_factor, found)
+    while b < blocks:
+        following = _next_block(b + 1, blocks, scratch, k, heap_factor, found)
+        if following < blocks:
+            _fetch_block(layout, layout.list_block[j] + following, scratch)
+        found = _scan_block(layout, layout.list_block[j] + b, scratch, groups, unit, k, found, counts)
+        b = _next_block(following, blocks, scratch, k, heap_factor, found)
+    counts[3] += blocks - (counts[2] - visited)
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _scan_sorted(layout, j, scratch, k, heap_factor, found, counts):
+def _scan_sorted(layout, j, scratch, groups, unit, k, heap_factor, found, counts):
     """Visit the blocks of list j by decreasing estimate; the first to be skipped ends the list."""
     blocks = layout.list_block[j + 1] - layout.list_block[j]
     order = scratch.order
@@ -222,13 +275,14 @@ def _scan_sorted(layout, j, scratch, k, heap_factor, found, counts):
             counts[3] += n
             break
         _sink(order, n - 1, order[n - 1])
-        at = layout.list_block[j] + b
-        posting, end = np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])
-        found = _scan_block(layout, posting, end, scratch, k, found, counts)
+        if n > 1:
+            following = np.int64(np.uint64(0xFFFFFFFF) - (~order[0] & np.uint64(0xFFFFFFFF)))
+            _fetch_block(layout, layout.list_block[j] + following, scratch)
+        found = _scan_block(layout, layout.list_block[j] + b, scratch, groups, unit, k, found, counts)
     return found
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
 def _search_one(layout, coords, values, k, query_cut, heap_factor, sort_first, key_bits, scratch, counts):
     """Leave the best documents in the heap; how many there are."""
@@ -236,19 +290,34 @@ def _search_one(layout, coords, values, k, query_cut, heap_factor, sort_first, k
         scratch.seen[:] = 0
         scratch.epoch[0] = 0
     scratch.epoch[0] += np.uint8(1)
+    unit, groups = np.float32(0), 0
     for t in range(coords.size):
-        scratch.query[coords[t]] = values[t] * UNSCALE
+        unit = max(unit, values[t] / np.float32(65535))
+    if has_lanes(layout.rows):
+        groups = fill_tables(scratch.tables, coords, values, unit)
+    if groups == 0:
+        for t in range(coords.size):
+            scratch.query[coords[t]] = values[t] * UNSCALE
     opened = np.empty(min(query_cut, coords.size), dtype=np.int64)
     found = 0
-    for i in range(_open_lists(layout, coords, values, query_cut, opened)):
+    lists = _open_lists(layout, coords, values, query_cut, opened)
+    span = np.empty((2, coords.size, 2), dtype=np.int64)
+    for i in range(lists):
+        _fetch_directory(layout, coords[opened[i]], coords, key_bits)
+    if lists > 0:
+        _fetch_entries(layout, coords[opened[0]], coords, key_bits, span[0])
+    for i in range(lists):
         j = coords[opened[i]]
-        counts[5] += _estimate(layout, j, coords, values, key_bits, scratch.estimate)
+        if i + 1 < lists:
+            _fetch_entries(layout, coords[opened[i + 1]], coords, key_bits, span[(i + 1) & 1])
+        counts[5] += _estimate(layout, j, coords, values, key_bits, scratch.estimate, span[i & 1])
         if sort_first and i == 0:
-            found = _scan_sorted(layout, j, scratch, k, heap_factor, found, counts)
+            found = _scan_sorted(layout, j, scratch, groups, unit, k, heap_factor, found, counts)
         else:
-            found = _scan_list(layout, j, scratch, k, heap_factor, found, counts)
-    for t in range(coords.size):
-        scratch.query[coords[t]] = 0.0
+            found = _scan_list(layout, j, scratch, groups, unit, k, heap_factor, found, counts)
+    if groups == 0:
+        for t in range(coords.size):
+            scratch.query[coords[t]] = 0.0
     return found
 
 

@@ -66,7 +66,7 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.n
     if data[: len(MAGIC)].tobytes() != MAGIC:
         raise ValueError(f"path: {path} is no index of this version (its first bytes differ)")
     written = data[len(MAGIC) : _START - 8].tobytes()
-    if hashlib.sha256(memoryview(data[_START - 8 :])).hexdigest().encode() != written:
+    if hashlib.sha256(data[_START - 8 :].data).hexdigest().encode() != written:
         raise ValueError(f"path: {path} is truncated or damaged (its checksum differs)")
     at = _START + int.from_bytes(data[_START - 8 : _START].tobytes(), "little")
     header = json.loads(data[_START:at].tobytes())
