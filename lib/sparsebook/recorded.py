@@ -95,14 +95,15 @@ class Recorded:
             now = _fingerprint_values(fingerprint["function"], fingerprint["arguments"])
         except Exception as error:
             raise StaleRecord(f"{name}: {fingerprint['function']} cannot be replayed: {error!r}") from error
-        was, rtol = np.array(fingerprint["values"]), fingerprint["rtol"]
+        values, rtol = fingerprint["values"], fingerprint["rtol"]
+        was = np.array(values)
         if len(now) != len(was):
             raise StaleRecord(f"{name}: the fingerprint has {len(now)} values, recorded were {len(was)}")
         close = np.isclose(now, was, rtol=rtol, atol=rtol * np.abs(was).max())
         if not close.all():
             first = int(np.argmin(close))
             raise StaleRecord(
-                f"{name}: value {first} of the fingerprint is {now[first]!r}, recorded was {was[first]!r} "
+                f"{name}: value {first} of the fingerprint is {now[first]!r}, recorded was {values[first]!r} "
                 f"({np.count_nonzero(~close)} of {len(was)} differ by more than rtol {rtol:g}); recorded "
                 f"on {self.info['machine']['cpu']} ({self.info['machine']['instruction_set']})"
             )
@@ -205,8 +206,6 @@ def load(slug: str, experiment: str, book: str | Path | None = None) -> Recorded
 
 def read_record(path: str | Path) -> Recorded:
     """Read a record by the path of its JSON file; see `load`."""
-    import pandas as pd
-
     path = Path(path)
     if not path.exists() or not path.with_suffix(".csv").exists():
         raise FileNotFoundError(f"no record {path.parent.name}/{path.stem} (.csv and .json) in {path.parent}")
@@ -220,7 +219,7 @@ def read_record(path: str | Path) -> Recorded:
         raise ValueError(f"{path}: holds the record of {info['slug']}/{info['experiment']}")
     if _digest(path.with_suffix(".csv").read_text(encoding="utf-8")) != info["sha256"]:
         raise ValueError(f"{path}: the table beside it is not the one recorded (checksum); record it again")
-    table = pd.read_csv(path.with_suffix(".csv"), float_precision="round_trip")
+    table = _read_table(path.with_suffix(".csv"))
     _check_table(table)
     return Recorded(table, info)
 
@@ -281,11 +280,10 @@ def stage(
     """
     path = _stage_path(slug, experiment, key, parameters)
     if path.exists():
-        import pandas as pd
-
-        return pd.read_csv(path, float_precision="round_trip")
+        return _read_table(path)
     table = compute()
     _check_table(table)
+    table = table.astype({"value": float}).reset_index(drop=True)  # as it will be read back
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, table.to_csv(index=False, lineterminator="\n"))
     return table
@@ -344,6 +342,12 @@ def _check_table(table: "pd.DataFrame") -> None:
     unset = [column for column in COLUMNS if table[column].isna().any()]
     if unset:
         raise ValueError(f"table: empty cells in {', '.join(unset)}")
+
+
+def _read_table(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_csv(path, converters={"value": float})  # Python's own reading keeps every digit
 
 
 def _fingerprint_values(function: str, arguments: Mapping[str, Any]) -> list[float]:

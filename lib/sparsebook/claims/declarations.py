@@ -109,6 +109,11 @@ class Claim:
         """Whether samples are averaged, and their interval computed, on logarithms."""
         return self.average == "geometric"
 
+    @property
+    def least_samples(self) -> int:
+        """With fewer samples (after grouping) there is no verdict."""
+        return self.replication.n if self.kind == "exact" else max(self.replication.n, LEAST_SAMPLES)
+
     def word(self, verdict: str) -> str:
         """The word shown for a verdict: only the paper's own setting can be reproduced or contradicted."""
         own_setting = self.setting == "paper" and self.source == "read"
@@ -183,7 +188,8 @@ def _read_yaml(path: Path) -> Any:
         """A loader that refuses a key given twice; YAML would silently keep the last."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]  # not `<<`
+            keys = [self.construct_object(key, deep=True) for key in own]
             for key in keys:
                 if keys.count(key) > 1:
                     raise ValueError(f"{path.name}: key {key!r} twice, line {node.start_mark.line + 1}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsebook.claims.declarations import LEAST_SAMPLES, Claim, Expectation, readable
+from sparsebook.claims.declarations import Claim, Expectation, readable
 from sparsebook.evaluation import statistics
 from sparsebook.evaluation.statistics import ALPHA, Interval, OrderTest, RegionTest
 
@@ -124,7 +124,7 @@ class _Evidence:
 
     @property
     def enough(self) -> bool:
-        return self.n >= max(self.claim.replication.n, LEAST_SAMPLES)
+        return self.n >= self.claim.least_samples
 
     @property
     def p(self) -> float:
@@ -157,8 +157,8 @@ def _evidence(claim: Claim, samples: Samples) -> _Evidence:
 
 def _judge_exact(claim: Claim, samples: Samples) -> Judgement:
     values, expect = samples.values, claim.expect
-    if len(values) < claim.replication.n:
-        return Judgement("inconclusive", _too_few(len(values), claim, claim.replication.n), n=len(values))
+    if len(values) < claim.least_samples:
+        return Judgement("inconclusive", _too_few(len(values), claim), n=len(values))
     if expect.direction is not None:
         # The smallest step is the worst; zero is no step.
         steps = np.diff(values, axis=1) * (1 if expect.direction == "increasing" else -1)
@@ -179,7 +179,7 @@ def _judge_exact(claim: Claim, samples: Samples) -> Judgement:
 
 def _judge_few(evidence: _Evidence, alpha: float) -> Judgement:
     claim = evidence.claim
-    why = _too_few(evidence.n, claim, max(claim.replication.n, LEAST_SAMPLES))
+    why = _too_few(evidence.n, claim)
     if evidence.n < 2:
         measured = None if claim.expect.direction else evidence.shown(evidence.sample[0])
         return Judgement("inconclusive", why, measured, n=evidence.n)
@@ -243,8 +243,10 @@ def _detectable(evidence: _Evidence, sample: np.ndarray, level: float) -> tuple[
     return shown, words
 
 
-def _too_few(n: int, claim: Claim, needed: int) -> str:
-    return f"n = {n} is below the {needed} needed (unit of replication: {claim.replication.unit})"
+def _too_few(n: int, claim: Claim) -> str:
+    return (
+        f"n = {n} is below the {claim.least_samples} needed (unit of replication: {claim.replication.unit})"
+    )
 
 
 def _excess(values: np.ndarray, expect: Expectation) -> np.ndarray:
