@@ -126,7 +126,8 @@ CONTENT = """
   pictures: [...document.images].map((i) => [i.getAttribute('src'), i.alt.trim(), i.naturalWidth]),
   formulas: document.querySelectorAll('article .math').length,
   typeset: document.querySelectorAll('article .math mjx-container').length,
-  misread: document.querySelectorAll('mjx-merror').length,
+  // MathJax shows a macro that it does not know in red.
+  misread: document.querySelectorAll('mjx-merror, mjx-container [style*="color: red"]').length,
 })
 """
 
