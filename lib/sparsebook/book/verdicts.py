@@ -67,7 +67,6 @@ def chapters_of(root: Path) -> list[Chapter]:
     return [
         Chapter(slug, path.parent.name, path, "kernels" if path.parent.name == "kernels" else "paper")
         for slug, path in paths.items()
-        if path.is_file()
     ]
 
 
@@ -96,7 +95,7 @@ def _rows(root: Path, found: Iterable[Chapter], declared_in: Path | None = None)
             continue
         try:
             rows += read_verdicts(chapter)
-        except ValueError:
+        except (ValueError, FileNotFoundError):
             rows += _not_reached(declared, "the notebook has not been executed to its end")
     return rows
 
