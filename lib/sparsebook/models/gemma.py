@@ -98,7 +98,7 @@ class Gemma:
 
     @classmethod
     def load(cls, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> "Gemma":
-        """Load the converted model; the very first call on a machine converts it (about 70 s).
+        """Load the converted model; the very first call on a machine converts it (about a minute).
 
         Parameters
         ----------
@@ -244,8 +244,8 @@ class Gemma:
         ----------
         quantities : any of
 
-            - ``"queries"`` ``[batch, 4, tokens, 256]``, ``"keys"`` and ``"values"`` ``[batch, 1, tokens, 256]``:
-              as attention sees them, after QK-norm and rotation, not yet multiplied by `attention_scale`
+            - ``"queries"`` ``[batch, 4, tokens, 256]``, ``"keys"`` and ``"values"`` ``[batch, 1, tokens,
+              256]``: as attention sees them, after QK-norm and rotation, before `attention_scale`
             - ``"mlp"`` ``[batch, tokens, 2048]``: the neurons, GELU(gate) times up, that the down
               projection reads
         layers : numbers of layers, 0 to 17; None for all
@@ -344,7 +344,7 @@ class Gemma:
 
 def prepare() -> Iterator[str]:
     """Convert the packaged GGUF file into the cache unless it is there; yields what it does."""
-    yield "Gemma 3 270M (Gemma Terms of Use): converting takes about 70 s, once"
+    yield "Gemma 3 270M (Gemma Terms of Use): unless it is in the cache, converting it takes about a minute"
     folder = _converted()
     size = sum(path.stat().st_size for path in folder.iterdir())
     yield f"{size / 1e9:.2f} GB in the cache"
@@ -393,7 +393,7 @@ def _network(folder: Path) -> Any:
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = transformers.Gemma3TextConfig(**described)
     config._attn_implementation = "sparsebook"
-    # Buffers hold the rotation's frequencies, which no file has: they must be real, only weights may be empty.
+    # Buffers hold the rotation's frequencies, which no file has: only weights may be empty.
     with accelerate.init_empty_weights(include_buffers=False):
         network = transformers.Gemma3ForCausalLM(config)
     left = network.load_state_dict(load_file(folder / "model.safetensors"), strict=False, assign=True)

@@ -38,17 +38,17 @@ def image_tensor(
     if min(pixels.shape[1:]) < smallest:
         raise ValueError(f"image has shape {tuple(image.shape)}: expected sides of at least {smallest} px")
     pixels = pixels.expand(3, -1, -1)[None]
-    return pixels.to(device=device, dtype=dtype).contiguous()
+    return pixels.to(device=device, dtype=dtype, copy=True).contiguous()
 
 
 def _from_array(image: np.ndarray) -> Float[Tensor, "channels height width"]:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise ValueError(f"image has shape {image.shape}: {ACCEPTED}")
     # A copy, for arrays that are read-only or flipped.
-    pixels = torch.from_numpy(np.array(image.reshape(*image.shape[:2], -1)))
+    pixels = torch.from_numpy(np.array(image if image.ndim == 3 else image[..., None])).permute(2, 0, 1)
     if image.dtype == np.uint8:
-        return pixels.permute(2, 0, 1).float() / 255
-    return _checked_floats(pixels.permute(2, 0, 1), str(image.dtype))
+        return pixels.float() / 255
+    return _checked_floats(pixels, str(image.dtype))
 
 
 def _from_tensor(image: Tensor) -> Float[Tensor, "channels height width"]:

@@ -1,4 +1,4 @@
-"""Opening third-party weights safely: optional packages, checkpoints of plain tensors, keys that all match."""
+"""Opening third-party weights safely: optional packages, plain tensors, keys that all match."""
 
 import os
 from collections.abc import Iterator, Mapping

