@@ -226,15 +226,7 @@ def _paper_block(paper: Mapping[str, Any], state: State, rows: list[Row]) -> str
     if address is None:
         note = '<p class="unwritten-note"><span class="chip unwritten">not yet written</span></p>'
         return f'<div class="ledger-paper is-unwritten" data-slug="{slug}">{head}{note}</div>'
-    columns = [
-        "Claim",
-        "Verdict",
-        *(["Stored"] if state.compared else []),
-        "The paper",
-        "Here",
-        "Interval",
-        "n",
-    ]
+    columns = ["Claim", "Verdict", *(["Stored"] if state.compared else []), "The paper", "Measured here", "n"]
     cells = "".join(f'<th scope="col">{column}</th>' for column in columns)
     body = "".join(_claim_row(row, address, state.compared) for row in rows)
     return (
@@ -251,11 +243,11 @@ def _claim_row(row: Row, address: str, compared: bool) -> str:
     cells = {"Verdict": _badge(row["verdict"], _word(row)) + why}
     if compared:
         former = row.get("stored_verdict")
-        cells["Stored"] = _badge(former, former) if former else "none"
+        note = ' <span class="why">differs</span>' if differs else ""
+        cells["Stored"] = (_badge(former, former) if former else "none") + note
     cells |= {
         "The paper": _text(row["paper"]) if row.get("paper") else "–",
-        "Here": _measured(row),
-        "Interval": _interval(row),
+        "Measured here": _measured(row) + _interval(row),
         "n": _text(row.get("n") or "–"),
     }
     link = f'<a class="claim-id" href="{address}#claim-{_text(row["id"])}">{_text(row["id"])}</a>'
@@ -284,7 +276,7 @@ def _measured(row: Row) -> str:
 
 def _interval(row: Row) -> str:
     if not row.get("interval"):
-        return "–"
+        return ""
     low, high = (_number(end) for end in row["interval"])
     level = f" at {100 * row['level']:.4g} %" if row.get("level") else ""
-    return f"{low} to {high}{level}"
+    return f' <span class="why">{low} to {high}{level}</span>'
