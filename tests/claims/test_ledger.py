@@ -136,6 +136,21 @@ def test_table(ledger: Ledger) -> None:
     assert "summaries shuffled" in parser.text
 
 
+def test_table_of_an_ordered_claim(entry: Entry, write: Write) -> None:
+    expect = {"rule": "ordered", "direction": "increasing"}
+    ledger = Ledger(load_claims(write(entry(expect=expect))), "book", machine="a test's machine")
+    ledger.check(
+        "C1", Samples(np.add.outer(EIGHT, [0.0, 1, 1.5]) + np.outer(EIGHT, [1, 0, 2]), unit="recall")
+    )
+    report = ledger.report()
+    parser = Parser()
+    parser.feed(report.to_html())
+    assert "deciding step 0.5 recall [" in parser.text
+    assert "Steps in the expected direction1 [" in parser.text
+    assert len(report.rows[0]["steps"]) == 2
+    json.dumps(report.rows, allow_nan=False)
+
+
 def test_through_a_notebook(ledger: Ledger, tmp_path: Path) -> None:
     report = supply(ledger)
     bundle = report._repr_mimebundle_()

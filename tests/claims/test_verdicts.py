@@ -211,6 +211,15 @@ def test_ordered_downwards(declare: Declare) -> None:
     assert (result.verdict, result.measured) == ("holds", pytest.approx(1))
 
 
+def test_ordered_ratios_step_by_factors(declare: Declare) -> None:
+    claim = declare(kind="timing", unit="ratio", expect=ORDERED)
+    result = verdict(claim, np.exp(levels(0, 1, 1.5)))
+    assert (result.verdict, result.measured) == ("holds", pytest.approx(np.exp(0.5)))
+    assert result.interval.low > 1
+    np.testing.assert_allclose([mean for mean, _, _ in result.steps], np.exp([1, 0.5]))
+    assert result.why == "every step's interval lies wholly in the expected direction"
+
+
 # --- replication -----------------------------------------------------------------------------------------
 
 

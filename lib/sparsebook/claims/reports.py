@@ -107,7 +107,7 @@ def _html_row(row: Mapping[str, Any]) -> str:
 def _html_measured(row: Mapping[str, Any]) -> str:
     if row["measured"] is None:
         return "–"
-    prefix = {"ordered": "deciding step ", "exact": ""}.get(row["expect"]["rule"], "")
+    prefix = "deciding step " if row["expect"]["rule"] == "ordered" else ""
     text = f"{prefix}{readable(row['measured'])}{_shown_unit(row['unit'])}"
     if row["interval"] is not None:
         low, high = (readable(end) for end in row["interval"])
@@ -122,6 +122,7 @@ def _html_details(row: Mapping[str, Any]) -> str:
         "Expected because": row["because"],
         "Repeated over": f"{replication['unit']}, at least {replication['n']}"
         + (f" ({replication['reason']})" if replication["reason"] else ""),
+        "Steps in the expected direction": _steps(row),
         "Must be broken by": row["control"],
         "Source, setting, kind": f"{row['source']}, {row['setting']}, {row['kind']}",
         "Needs": row["needs"],
@@ -129,6 +130,11 @@ def _html_details(row: Mapping[str, Any]) -> str:
     }
     body = "".join(f"<dt>{term}</dt><dd>{escape(text)}</dd>" for term, text in items.items() if text)
     return f"<details><summary>how it is judged</summary><dl>{body}</dl></details>"
+
+
+def _steps(row: Mapping[str, Any]) -> str:
+    steps = ([readable(value) for value in step] for step in row["steps"])
+    return ", ".join(f"{mean} [{low}, {high}]" for mean, low, high in steps)
 
 
 def _shown_unit(unit: str) -> str:

@@ -11,6 +11,17 @@ from sparsebook.claims.declarations import Claim, Expectation, readable
 from sparsebook.evaluation import statistics
 from sparsebook.evaluation.statistics import ALPHA, Interval, OrderTest, RegionTest
 
+_REGION_WORDS = {
+    "holds": "the interval lies wholly inside",
+    "fails": "the interval lies wholly outside",
+    "inconclusive": "the interval reaches across the border",
+}
+_ORDERED_WORDS = {
+    "holds": "every step's interval lies wholly in the expected direction",
+    "fails": "a step's interval, widened for all steps, lies wholly in the wrong direction",
+    "inconclusive": "the least certain step's interval, widened for all steps, has both directions",
+}
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -189,11 +200,13 @@ def _judge_few(evidence: _Evidence, alpha: float) -> Judgement:
 def _judge_mean(evidence: _Evidence, level: float) -> Judgement:
     test = evidence.test
     assert test is not None
+    words = _ORDERED_WORDS if isinstance(test, OrderTest) else _REGION_WORDS
+    verdict = "inconclusive"
     if 2 * test.inside <= level:
-        return _with_interval(evidence, "holds", "the interval lies wholly inside", level)
-    if 2 * test.outside <= level:
-        return _with_interval(evidence, "fails", "the interval lies wholly outside", level)
-    return _with_interval(evidence, "inconclusive", "the interval reaches across the border", level)
+        verdict = "holds"
+    elif 2 * test.outside <= level:
+        verdict = "fails"
+    return _with_interval(evidence, verdict, words[verdict], level)
 
 
 def _with_interval(evidence: _Evidence, verdict: str, why: str, alpha: float) -> Judgement:
