@@ -74,7 +74,7 @@ def tracked_files() -> list[str]:
 
 def test_tracked_files_are_small_and_name_no_place() -> None:
     private = re.compile(rb"/home/[a-z]|/root/|/work/|/Users/|\\\\Users\\\\|" + re.escape(bytes(ROOT)))
-    allowed = {"tests/test_project.py"}
+    allowed = {"tests/test_project.py", "tests/book/test_contract.py"}  # they fabricate such places
     wrong, total = [], 0
     for name in tracked_files():
         content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
