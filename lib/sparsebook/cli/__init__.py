@@ -35,6 +35,15 @@ errors = Console(stderr=True)
 _EXPECTED = (ValueError, OSError, ImportError, RuntimeError)
 
 
+class _Chosen:
+    """What was said before the command's name: the book, if not the one found from here."""
+
+    book: Path | None = None
+
+
+_chosen = _Chosen()
+
+
 class _RunCommand(TyperCommand):
     """``-p name value`` takes two values, as papermill's does; typer's lists take one, ``name=value``."""
 
@@ -65,15 +74,15 @@ Slugs = Annotated[list[str] | None, typer.Argument(help="Chapters by name; all t
 RunFolder = Annotated[Path | None, typer.Option("--run", help="Folder of a run instead of the stored book.")]
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         console.print(f"sparsebook {__version__}", highlight=False)
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
 def _options(
-    context: typer.Context,
     book: Annotated[
         Path | None, typer.Option("--book", help="The book's root; found from here upwards by default.")
     ] = None,
@@ -82,16 +91,16 @@ def _options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
     ] = False,
 ) -> None:
-    context.obj = book
+    _chosen.book = book
 
 
 @app.command("list")
-def list_papers(context: typer.Context) -> None:
+def list_papers() -> None:
     """List the papers by part: written or not, and the verdicts on their claims."""
     from sparsebook.book import chapters, ledger, papers
     from sparsebook.cli.views import verdict_text
 
-    root = _root(context)
+    root = _root()
     rows = ledger(root)
     written = {chapter.slug for chapter in chapters(root)}
     table = Table(
@@ -145,7 +154,7 @@ def data(
 @app.command()
 def doctor() -> None:
     """Look at the machine: instruction set, threads, caches, packages, browser, GPU."""
-    from sparsebook.cli.doctor import examine
+    from sparsebook.cli.examination import examine
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in examine():
@@ -157,7 +166,6 @@ def doctor() -> None:
 
 @app.command(cls=_RunCommand)
 def run(
-    context: typer.Context,
     slugs: Slugs = None,
     parameter: Annotated[
         list[str] | None,
@@ -190,7 +198,7 @@ def run(
     from sparsebook.book import plan_chapters, run_chapters
     from sparsebook.cli.views import RunView, duration, plans_table
 
-    root = _root(context)
+    root = _root()
     given = dict(_pair(text) for text in parameter or ())
     options: dict[str, Any] = {"book": root, "parameters": given, "scale": scale, "out": out, "force": force}
     plans = plan_chapters(slugs or (), **options)
@@ -206,7 +214,6 @@ def run(
 
 @app.command()
 def ledger(
-    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print all claims as JSON.")] = False,
     run: RunFolder = None,
 ) -> None:
@@ -214,7 +221,7 @@ def ledger(
     from sparsebook.book import ledger as read_ledger
     from sparsebook.cli.views import measured_text, styled_verdict, verdict_text
 
-    rows = read_ledger(_root(context), run)
+    rows = read_ledger(_root(), run)
     if as_json:
         import json
 
@@ -231,12 +238,12 @@ def ledger(
 
 
 @app.command()
-def check(context: typer.Context, slugs: Slugs = None) -> None:
+def check(slugs: Slugs = None) -> None:
     """Check stored notebooks against the contract of a chapter, as the tests do."""
     from sparsebook.book import find_chapters
     from sparsebook.book.contract import problems
 
-    root = _root(context)
+    root = _root()
     count = 0
     for chapter in find_chapters(slugs or (), root):
         found = problems(chapter, root)
@@ -250,7 +257,6 @@ def check(context: typer.Context, slugs: Slugs = None) -> None:
 
 @app.command()
 def render(
-    context: typer.Context,
     run: RunFolder = None,
     out: Annotated[Path | None, typer.Option(help="Where the pages go; _build/html by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Treat warnings as errors.")] = False,
@@ -258,7 +264,7 @@ def render(
     """Render the stored book, or a run as a book of its own."""
     from sparsebook.book import build_html, build_run_html
 
-    root = _root(context)
+    root = _root()
     with console.status("rendering"):
         page = (
             build_html(root, out, strict=strict) if run is None else build_run_html(run, root, strict=strict)
@@ -330,10 +336,10 @@ def _pair(text: str) -> tuple[str, Any]:
     return name, parse_value(value)
 
 
-def _root(context: typer.Context) -> Path:
+def _root() -> Path:
     from sparsebook.book import find_book
 
-    return find_book(context.obj)
+    return find_book(_chosen.book)
 
 
 def _complain(sentence: str) -> None:

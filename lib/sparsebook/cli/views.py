@@ -38,7 +38,8 @@ class RunView(Watcher):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     def started(self, plan: Plan) -> None:
         """A chapter was begun."""
