@@ -56,6 +56,13 @@ class SparseCollection:
         ids = None if self.document_ids is None else self.document_ids[:n]
         return SparseCollection(rows(self.documents, 0, n), self.queries, self.tokens, ids)
 
+    def with_queries(self, n: int, seed: int = 0) -> "SparseCollection":
+        """The same documents with `n` of the queries, drawn by `seed` (all of them, shuffled, if fewer)."""
+        order = np.random.default_rng(seed).permutation(self.queries.shape[0])[:n]
+        return SparseCollection(
+            self.documents, from_scipy(to_scipy(self.queries)[order]), self.tokens, self.document_ids
+        )
+
     def split_queries(self, n: int) -> tuple[Float[Tensor, "n vocabulary"], Float[Tensor, "rest vocabulary"]]:
         """Queries for tuning (the first `n`) and for reporting (the others)."""
         return rows(self.queries, 0, n), rows(self.queries, n, self.queries.shape[0])
@@ -282,7 +289,8 @@ def _parse(
     path: Path, lines: Iterable[tuple[int, dict]], vocabulary: dict[str, int], grow: bool
 ) -> tuple[list[str], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows of a jsonl file; a query's token that no document has can match nothing and is left out."""
-    names, starts, columns, values = [], [0], [], []
+    names: list[str] = []
+    starts, columns, values = [0], list[int](), list[float]()
     for number, record in lines:
         entries = []
         for token, weight in record["vector"].items():

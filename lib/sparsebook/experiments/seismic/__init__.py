@@ -1,0 +1,55 @@
+"""Experiments of the Seismic chapter.
+
+>>> config = Config.at("smoke")                              # doctest: +SKIP
+>>> table = run_front(config)                                # doctest: +SKIP
+>>> draw_front(table)                                        # doctest: +SKIP
+
+`Config` says what a scale does, `run_*` return tidy tables, `draw_*` turn them into figures,
+`claim_samples` reads the claims' samples off them. `python -m sparsebook.experiments.seismic` records the
+tables of scale `full` with the book.
+"""
+
+from sparsebook.experiments.seismic.config import Config, Recipe
+from sparsebook.experiments.seismic.runs import (
+    fingerprint,
+    run_ablation,
+    run_build,
+    run_concentration,
+    run_errors,
+    run_front,
+    run_growth,
+    run_limits,
+    run_share,
+    run_sweeps,
+)
+from sparsebook.experiments.seismic.verdicts import (
+    claim_samples,
+    growth_summary,
+    main_table,
+    record,
+    sabotage_samples,
+    settings_table,
+    tables,
+)
+
+__all__ = [
+    "Config",
+    "Recipe",
+    "claim_samples",
+    "fingerprint",
+    "growth_summary",
+    "main_table",
+    "record",
+    "run_ablation",
+    "run_build",
+    "run_concentration",
+    "run_errors",
+    "run_front",
+    "run_growth",
+    "run_limits",
+    "run_share",
+    "run_sweeps",
+    "sabotage_samples",
+    "settings_table",
+    "tables",
+]

@@ -1,0 +1,272 @@
+"""From tables to the samples that the claims ask for; and the same samples from a sabotaged twin."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from sparsebook.claims import Samples
+from sparsebook.experiments.seismic import runs
+from sparsebook.experiments.seismic.config import Config
+from sparsebook.experiments.seismic.runs import TARGET
+from sparsebook.plotting import pareto_front
+
+UNREACHED = 1e-3
+"""The ratio that counts where our search does not reach the recall asked of it."""
+
+EXPERIMENTS: dict[str, Callable[[Config], pd.DataFrame]] = {
+    "concentration": runs.run_concentration,
+    "front": runs.run_front,
+    "growth": runs.run_growth,
+    "share": runs.run_share,
+    "ablation": runs.run_ablation,
+    "build": runs.run_build,
+}
+"""What the claims need."""
+
+RECORDED = (*EXPERIMENTS, "sweeps", "errors", "limits")
+
+
+def tables(config: Config) -> dict[str, pd.DataFrame]:
+    """Every table of the chapter: recorded ones at scale `book`, measured ones otherwise.
+
+    With vectors of the reader's own nothing recorded applies, so all is measured.
+    """
+    extra = {"sweeps": runs.run_sweeps, "errors": runs.run_errors, "limits": runs.run_limits}
+    if config.scale == "book" and config.vectors is None:
+        from sparsebook.recorded import load
+
+        return {name: load("seismic", name).table for name in RECORDED}
+    return {name: experiment(config) for name, experiment in (EXPERIMENTS | extra).items()}
+
+
+def record(config: Config, only: tuple[str, ...] = RECORDED) -> None:
+    """Run everything at scale `full` and keep the tables with the book (resumable, stage by stage)."""
+    from sparsebook.recorded import save
+
+    extra = {"sweeps": runs.run_sweeps, "errors": runs.run_errors, "limits": runs.run_limits}
+    for name in only:
+        save(
+            "seismic",
+            name,
+            (EXPERIMENTS | extra)[name](config),
+            parameters=config.record(),
+            seeds=config.collections if name in ("share", "ablation", "concentration") else [config.seed],
+            fingerprint_function="sparsebook.experiments.seismic.runs:fingerprint",
+        )
+
+
+def claim_samples(found: dict[str, pd.DataFrame], config: Config) -> dict[str, Samples]:
+    """Samples of every claim that can be tested here."""
+    top, second, third = (*config.targets, config.targets[-1])[:3]
+    ratio = lambda values: Samples(values, unit="ratio")  # noqa: E731
+    growth = growth_ratios(found["growth"], "term_at_a_time")
+    best = growth_ratios(found["growth"], "best exact")
+    ablation = found["ablation"]
+    return {
+        "C2b": ratio(growth.to_numpy()),
+        "C2c": ratio(growth.to_numpy()[:, -1]),
+        "C2d": Samples(_levels(found["share"], "share").to_numpy(), unit="fraction"),
+        "C2e": ratio(growth_ratios(found["growth"], "impact").to_numpy()[:, -1]),
+        "C3b": ratio(over_ours(found["front"], "hnsw", top)),
+        "C3c": ratio(over_ours(found["front"], "hnsw", second)),
+        "C4a": _fractions(found["concentration"], "generator", "queries_top_10"),
+        "C4b": _fractions(found["concentration"], "generator", "documents_top_50"),
+        "C4c": _fractions(found["concentration"], "bm25", "heaviest_30_percent"),
+        "C5a": ratio(advantage(ablation, "fixed_blocks", "seismic")),
+        "C5b": ratio(advantage(ablation, "fixed_summaries", "seismic")),
+        "C6a": Samples(quantisation_loss(ablation), unit="recall points"),
+        "C6b": ratio(_bytes_ratio(ablation)),
+        "C7c": ratio(_build_ratio(found["build"], "hnsw")),
+        "C8a": Samples(_value(ablation, "near_exact", "recall"), unit="recall"),
+        "H1a": ratio(over_ours(found["front"], "pyseismic", top)),
+        "H1b": ratio(over_ours(found["front"], "pyseismic", second)),
+        "H1c": ratio(over_ours(found["front"], "pyseismic", third)),
+        "H2": ratio(_build_ratio(found["build"], "pyseismic")),
+        "H3": ratio(exact_rivals(found["front"])),
+        "H4": Samples(growth_slopes(found["growth"], "seismic"), unit="slope"),
+        "H5": Samples(growth_slopes(found["growth"], "term_at_a_time"), unit="slope"),
+        "H6": Samples(tenfold(best), unit="log10 documents"),
+    }
+
+
+def sabotage_samples(config: Config) -> dict[str, Samples]:
+    """The same samples from a twin that is broken where each claim's control says."""
+    broken = replace(config, sabotaged=True, collections=tuple(range(1, 9)), in_process=5)
+    found = {name: experiment(broken) for name, experiment in EXPERIMENTS.items()}
+    samples = claim_samples(found, broken)
+    twins = pd.DataFrame(list(runs.slopes(config)), columns=["n", "exhaustive", "constant"])
+    repeats = [twins.iloc[i::5] for i in range(5)]
+    for claim, twin in (("H4", "exhaustive"), ("H5", "constant")):
+        values = [slope(part.n.to_numpy(), part[twin].to_numpy()) for part in repeats]
+        samples[claim] = Samples(values, unit="slope")
+    samples["H3"] = Samples(runs.reference_ratios(config), unit="ratio")
+    return {name: value for name, value in samples.items() if name != "C6b"}
+
+
+# Speed ---------------------------------------------------------------------------------------------------
+
+
+def over_ours(front: pd.DataFrame, method: str, target: float) -> np.ndarray:
+    """Time of a rival over ours at a recall, one value per process; `UNREACHED` where ours is not there.
+
+    A rival that does not reach the recall itself is infinitely slow; its ratio is capped at 1,000.
+    """
+    speed = front[front.experiment == "speed"]
+    processes = sorted(speed.process.unique())
+    wanted = speed[(speed.method == method) & (speed.metric == "over_ours") & (speed.target == target)]
+    if len(wanted):
+        return wanted.sort_values("process")["value"].to_numpy()
+    ours = speed[(speed.method == "seismic") & (speed.target == target)]
+    return np.full(len(processes), 1 / UNREACHED if len(ours) else UNREACHED)
+
+
+def exact_rivals(front: pd.DataFrame) -> np.ndarray:
+    """Time of the fastest installable exact search over our term-at-a-time, one value per process."""
+    speed = front[(front.experiment == "speed") & (front.metric == "over_exact")]
+    rivals = speed[~speed.method.isin(["term_at_a_time", "maxscore"])]
+    return rivals.groupby("process")["value"].min().to_numpy()
+
+
+def growth_ratios(growth: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Time over ours, [processes, sizes]; "best exact" is the faster of the two exact searches."""
+    speed = growth[(growth.experiment == "growth_speed") & (growth.metric == "time")]
+    wide = speed.pivot_table(index="process", columns=["method", "n"], values="value")
+    exact = ("term_at_a_time", "maxscore")
+    best = np.minimum(wide[exact[0]], wide[exact[1]])
+    rival = best if method == "best exact" else wide.get(method)
+    sizes = wide["term_at_a_time"].columns
+    if "seismic" not in wide:
+        return pd.DataFrame(UNREACHED, wide.index, sizes)
+    ours = wide["seismic"].reindex(columns=sizes)
+    if rival is None:
+        return pd.DataFrame(1 / UNREACHED, wide.index, sizes).where(ours.notna(), UNREACHED)
+    return (rival / ours).fillna(UNREACHED)
+
+
+def growth_slopes(growth: pd.DataFrame, method: str) -> np.ndarray:
+    """Slope of log time against log N, one value per process."""
+    speed = growth[(growth.experiment == "growth_speed") & (growth.metric == "time")]
+    own = speed[speed.method == method]
+    if not len(own):
+        return np.ones(speed.process.nunique())
+    wide = own.pivot_table(index="process", columns="n", values="value")
+    return np.array([slope(wide.columns.to_numpy(), row) for row in wide.to_numpy()])
+
+
+def slope(n: np.ndarray, seconds: np.ndarray) -> float:
+    """Least-squares slope in log-log coordinates."""
+    return float(np.polyfit(np.log(np.asarray(n, float)), np.log(np.asarray(seconds, float)), 1)[0])
+
+
+def tenfold(ratios: pd.DataFrame, factor: float = 10.0, cap: float = 9.0) -> np.ndarray:
+    """log10 of the N at which a line through log ratio against log N reaches `factor`, at most `cap`."""
+    n, out = np.log10(ratios.columns.to_numpy(dtype=float)), []
+    for row in np.log10(ratios.to_numpy()):
+        rise, level = np.polyfit(n, row, 1)
+        out.append(min(cap, (np.log10(factor) - level) / rise) if rise > 0 else cap)
+    return np.array(out)
+
+
+# Ablations -----------------------------------------------------------------------------------------------
+
+
+def curve(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto front of documents evaluated against recall, both ascending."""
+    wide = table[table.setting.notna()].pivot_table(index="setting", columns="metric", values="value")
+    front = wide.iloc[pareto_front(wide.documents, wide.recall)]
+    return front.recall.to_numpy(), front.documents.to_numpy()
+
+
+def advantage(ablation: pd.DataFrame, method: str, over: str) -> np.ndarray:
+    """Documents evaluated by `method` over those by `over`, geometric mean over recall 0.90 to 0.99.
+
+    Only recalls that both fronts span count; `UNREACHED` where `over` reaches none of them.
+    """
+    out = []
+    for _, own in ablation.groupby("seed"):
+        (r1, d1), (r2, d2) = (curve(own[own.method == name]) for name in (method, over))
+        low, high = max(r1[0], r2[0], 0.90), min(r1[-1], r2[-1], 0.99)
+        grid = np.linspace(low, high, 10)
+        if r2[-1] < 0.90 or high < low:
+            out.append(UNREACHED)
+            continue
+        logs = np.interp(grid, r1, np.log(d1)) - np.interp(grid, r2, np.log(d2))
+        out.append(float(np.exp(logs.mean())))
+    return np.array(out)
+
+
+def quantisation_loss(ablation: pd.DataFrame) -> np.ndarray:
+    """Recall with 8-bit minus with float32 summaries, in points, mean over settings, one per collection."""
+    recall = ablation[(ablation.metric == "recall") & ablation.method.isin(["seismic", "float32_summaries"])]
+    wide = recall.pivot_table(index=["seed", "setting"], columns="method", values="value")
+    return (100 * (wide.seismic - wide.float32_summaries)).groupby("seed").mean().to_numpy()
+
+
+def _bytes_ratio(ablation: pd.DataFrame) -> np.ndarray:
+    sizes = ablation[ablation.metric == "value_bytes"].pivot_table(
+        index="seed", columns="method", values="value"
+    )
+    return (sizes.float32_summaries / sizes.seismic).to_numpy()[:1]
+
+
+def _build_ratio(build: pd.DataFrame, method: str) -> np.ndarray:
+    return _value(build, method, "over_ours")
+
+
+def _value(table: pd.DataFrame, method: str, metric: str) -> np.ndarray:
+    return table[(table.method == method) & (table.metric == metric)]["value"].to_numpy()
+
+
+def _fractions(table: pd.DataFrame, method: str, metric: str) -> Samples:
+    return Samples(_value(table, method, metric), unit="fraction")
+
+
+def _levels(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    return table[table.metric == metric].pivot_table(index="seed", columns="n", values="value")
+
+
+def growth_summary(growth: pd.DataFrame) -> pd.DataFrame:
+    """Times per query at each size, medians over the processes, and what was chosen."""
+    speed = growth[(growth.experiment == "growth_speed") & (growth.metric == "time")]
+    wide = speed.pivot_table(index="n", columns="method", values="value", aggfunc="median")
+    ratios = growth_ratios(growth, "best exact").median()
+    return wide.assign(speed_up=ratios)
+
+
+def main_table(front: pd.DataFrame, targets: tuple[float, ...]) -> pd.DataFrame:
+    """The paper's main table: time per query at each recall, and how many times ours it is."""
+    speed = front[front.experiment == "speed"]
+    exact = set(speed[speed.target == 1.0].method) - {"seismic"}
+    out: dict[str, dict[str, str]] = {}
+    for method in dict.fromkeys(speed.method):
+        own = speed[speed.method == method]
+        row = {}
+        for target in targets:
+            at = own[own.target == (1.0 if method in exact else target)]
+            times, over = (
+                at[at.metric == "time"]["value"],
+                own[(own.metric == "over_ours") & (own.target == target)],
+            )
+            if len(times):
+                factor = f" ({over['value'].median():.1f}x)" if len(over) else ""
+                row[f"{target:.0%}"] = f"{times.median():.0f}{factor}"
+        out[method] = row
+    return pd.DataFrame.from_dict(out, orient="index").fillna("not reached")
+
+
+def settings_table(front: pd.DataFrame) -> pd.DataFrame:
+    """What was tried and what was chosen: the tuning budget of every method and its settings."""
+    grid, speed = front[front.experiment == "front"], front[front.experiment == "speed"]
+    tried = grid[grid.metric == "recall"].groupby("method").size()
+    chosen = speed[(speed.metric == "time") & (speed.process == speed.process.min())]
+    table = chosen[["method", "target", "recipe", "setting"]].copy()
+    table.insert(1, "settings tried", table.method.map(tried))
+    for column in ("recipe", "setting"):
+        table[column] = [", ".join(f"{k}={v}" for k, v in json.loads(text).items()) for text in table[column]]
+    return table.set_index("method")
+
+
+__all__ = ["EXPERIMENTS", "RECORDED", "TARGET", "claim_samples", "record", "sabotage_samples", "tables"]
