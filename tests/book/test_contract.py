@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ TITLE = (
     "# The good chapter\n{cite:t}`good` claim much.\n\n## At the paper's scale\n64 GB\n"
     "## In your own code\n## What differs from the paper\n"
 )
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a chapter's experiments have: at the paper's scale it needs the reader's own data."""
+
+    scale: str
+
+    @classmethod
+    def at(
+        cls, scale: str, seed: int = 0, threads: int | None = None, vectors: str | None = None
+    ) -> "Config":
+        if scale == "paper" and vectors is None:
+            raise ValueError("scale 'paper' needs vectors")
+        return cls(scale)
 
 
 @pytest.fixture
@@ -65,7 +81,7 @@ def row_of(number: int) -> dict:
 def checked(book, monkeypatch: pytest.MonkeyPatch):
     """Write a notebook into the book, with modules beside it, and say what the contract finds."""
     module = types.ModuleType("sparsebook.experiments.good")
-    module.config = lambda scale: {"scale": scale}
+    module.Config = Config
     monkeypatch.setitem(sys.modules, "sparsebook.experiments.good", module)
     for name in (
         "lib/sparsebook/retrieval/good.py",
@@ -321,17 +337,19 @@ def test_missing_claims_file_and_missing_modules(good: dict, checked, book) -> N
     assert len(missing) == 3
 
 
-def test_a_scale_that_does_not_construct(good: dict, checked) -> None:
-    def config(scale: str) -> None:
+def test_a_scale_that_does_not_construct(good: dict, checked, monkeypatch) -> None:
+    def at(scale: str) -> None:
         if scale == "paper":
             raise KeyError("vectors")
 
-    checked.module.config = config
-    assert [p for p in checked(good) if "config" in p] == [
-        "sparsebook.experiments.good.config(scale='paper') raises KeyError: 'vectors'"
+    monkeypatch.setattr(Config, "at", at)
+    assert checked(good) == ["sparsebook.experiments.good.Config.at('paper') raises KeyError: 'vectors'"]
+    checked.module.Config = dataclass(type("Thawed", (), {"at": at}))
+    assert checked(good) == [
+        "sparsebook.experiments.good.Config must be a frozen dataclass with a class method at(scale, ...)"
     ]
-    del checked.module.config
-    assert any("lacks the function config" in problem for problem in checked(good))
+    del checked.module.Config
+    assert checked(good) == ["sparsebook.experiments.good lacks the class Config"]
 
 
 def test_an_experiments_module_that_cannot_be_imported(good: dict, checked, monkeypatch) -> None:

@@ -78,7 +78,7 @@ def test_a_run_from_start_to_resumption(fabricate) -> None:
     assert sorted(heard.begun) == ["bad", "good", "slow"]
     assert heard.ended == {"good": {"holds": 1, "fails": 1}, "bad": {}, "slow": {}}
     assert heard.left
-    assert min(heard.left) > 0
+    assert min(heard.left) == heard.left[-1] == 0
 
     # The partial notebook is kept, with a note under the title and without papermill's own marks.
     partial = json.loads((run.folder / "book" / "retrieval" / "bad.ipynb").read_text())
@@ -166,7 +166,8 @@ def test_ctrl_c_keeps_what_is_done_ends_the_kernels_and_says_how_to_resume(fabri
     assert "the same command resumes" in err
     assert "Traceback" not in err
     assert gone_within(20, int(pid.read_text()))
-    assert reasons(book) == {"good": "", "slow": "has not run here yet"}
+    assert list(entries(book.root / "_build" / "runs" / "book")) == ["good"]
+    assert reasons(book)["slow"] == "has not run here yet"
 
 
 def test_a_chapter_ends_with_the_process_that_asked_for_it(fabricate, tmp_path: Path) -> None:

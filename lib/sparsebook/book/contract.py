@@ -5,16 +5,17 @@
 
 import ast
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sparsebook.book.layout import Chapter
-from sparsebook.book.parameters import assigned
+from sparsebook.book.parameters import SCALES, assigned
 from sparsebook.book.prose import typed_numbers
 from sparsebook.book.source import SOURCE_KEY, source_of
 
@@ -316,12 +317,12 @@ def modules_exist(notebook: Notebook) -> list[str]:
     """Method, experiments and tests of the chapter stand where its slug says."""
     slug, part = notebook.chapter.slug, notebook.chapter.part
     expected = {
-        "method": (f"lib/sparsebook/{part}/{slug}.py", f"lib/sparsebook/{part}/{slug}/__init__.py"),
-        "experiments": (
+        "method's module": (f"lib/sparsebook/{part}/{slug}.py", f"lib/sparsebook/{part}/{slug}/__init__.py"),
+        "experiments' module": (
             f"lib/sparsebook/experiments/{slug}.py",
             f"lib/sparsebook/experiments/{slug}/__init__.py",
         ),
-        "tests of the method": (f"tests/{part}/test_{slug}.py", f"tests/{part}/{slug}"),
+        "method's test module": (f"tests/{part}/test_{slug}.py", f"tests/{part}/{slug}"),
     }
     return [
         f"the {what} is missing: {paths[0]}"
@@ -331,20 +332,27 @@ def modules_exist(notebook: Notebook) -> list[str]:
 
 
 def scales_construct(notebook: Notebook) -> list[str]:
-    """``config(scale=...)`` of the chapter's experiments makes a configuration for every scale."""
+    """``Config.at(scale)`` of the chapter's experiments makes a frozen configuration for every scale.
+
+    At scale ``paper`` every argument that is ``None`` by default gets a path: the data that a reader brings.
+    """
     name = f"sparsebook.experiments.{notebook.chapter.slug}"
     try:
-        module = importlib.import_module(name)
+        config = importlib.import_module(name).Config
     except ModuleNotFoundError as error:
         return [f"{name} cannot be imported: {error}"]
-    if not callable(getattr(module, "config", None)):
-        return [f"{name} lacks the function config(scale, ...)"]
+    except AttributeError:
+        return [f"{name} lacks the class Config"]
+    frozen = is_dataclass(config) and getattr(config, "__dataclass_params__").frozen  # noqa: B009
+    if not (frozen and hasattr(config, "at")):
+        return [f"{name}.Config must be a frozen dataclass with a class method at(scale, ...)"]
     wrong = []
-    for scale in ("smoke", "book", "full", "paper"):
+    for scale in SCALES:
+        data = _data_arguments(config.at, notebook.chapter.path.parent) if scale == "paper" else {}
         try:
-            module.config(scale=scale)
+            config.at(scale, **data)
         except Exception as error:
-            wrong.append(f"{name}.config(scale={scale!r}) raises {type(error).__name__}: {error}")
+            wrong.append(f"{name}.Config.at({scale!r}) raises {type(error).__name__}: {error}")
     return wrong
 
 
@@ -405,6 +413,11 @@ def _text(output: dict[str, Any]) -> str:
         if not kind.startswith("image/"):
             texts.append(json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else "".join(value))
     return "\n".join(texts)
+
+
+def _data_arguments(function: Callable[..., Any], folder: Path) -> dict[str, str]:
+    arguments = inspect.signature(function).parameters.values()
+    return {a.name: str(folder) for a in arguments if a.default is None and a.name not in PARAMETERS}
 
 
 def _import(address: str) -> Any:

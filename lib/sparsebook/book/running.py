@@ -103,6 +103,7 @@ def plan_chapters(
     """
     root = find_book() if book is None else Path(book).resolve()
     given = dict(parameters or {})
+    hash_library.cache_clear()  # sources may have changed while this process was running
     done = _read_run(_folder(root, scale, given, out))["chapters"]
     plans = []
     for chapter in find_chapters(slugs, root):
@@ -256,18 +257,20 @@ class _Recorder:
         }
         self.outcomes.append(outcome)
         self._write()
+        self.waiting({}, 1)
         self.watcher.finished(plan, outcome, verdicts)
 
     def waiting(self, running: Mapping[str, float], at_once: int) -> None:
-        """Estimate the time left from the expected time of what has not ended and how long it runs."""
-        ended = {outcome.slug for outcome in self.outcomes}
-        left = {
-            slug: max(plan.expected_seconds - running.get(slug, 0.0), 1.0)
+        """Estimate the time left from what is expected, corrected by how long the others really took."""
+        took = {outcome.slug: outcome.seconds for outcome in self.outcomes}
+        expected = sum(self.plans[slug].expected_seconds for slug in took)
+        pace = sum(took.values()) / expected if expected else 1.0
+        left = [
+            max(pace * plan.expected_seconds - running.get(slug, 0.0), 1.0)
             for slug, plan in self.plans.items()
-            if slug not in ended
-        }
-        if left:
-            self.watcher.waiting(max(sum(left.values()) / at_once, max(left.values())))
+            if slug not in took
+        ]
+        self.watcher.waiting(max(sum(left) / at_once, *left) if left else 0.0)
 
     def _claims(self, plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
         if outcome.status == "failed":

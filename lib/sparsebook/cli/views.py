@@ -60,7 +60,7 @@ class RunView(Watcher):
 
     def waiting(self, seconds_left: float) -> None:
         """A new estimate of the time left."""
-        self._left = f"about {duration(seconds_left)} left"
+        self._left = f"about {duration(seconds_left)} left" if seconds_left else ""
         self._describe()
 
     def _describe(self) -> None:
