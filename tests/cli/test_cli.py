@@ -196,6 +196,16 @@ def test_data_lists_every_source_with_its_licence(command) -> None:
     assert "ml-100k" in shown
 
 
+def test_data_prepare_prepares_data_and_models(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsebook import data, models
+
+    done: list[str] = []
+    monkeypatch.setattr(data, "prepare", lambda report: report("the wheels"))
+    monkeypatch.setattr(models, "prepare", lambda: done.append("models"))
+    assert "the wheels" in command("data", "--prepare")
+    assert done == ["models"]
+
+
 def test_doctor_finds_the_machine(command) -> None:
     shown = command("doctor")
     for subject in (

@@ -17,7 +17,6 @@ from sparsebook import __version__
 
 if TYPE_CHECKING:
     from sparsebook.book.running import Run
-    from sparsebook.files import Source
 
 app = typer.Typer(
     name="sparsebook",
@@ -140,14 +139,18 @@ def data(
     from sparsebook.data.catalogue import CATALOGUE
 
     if prepare:
-        _prepare()
+        from sparsebook import data as inputs
+        from sparsebook import models
+
+        inputs.prepare(lambda line: console.print(line, highlight=False))
+        models.prepare()
     table = Table("name", "what", "package", "size", "licence", "here", box=None, header_style="bold")
     for source in CATALOGUE:
-        here = "[green]yes[/]" if _is_present(source) else "[red]no[/]"
+        here = "[green]yes[/]" if source.available() else "[red]no[/]"
         size = f"{source.bytes / 1e6:,.1f} MB" if source.files else ""
         table.add_row(source.name, source.what, source.distribution, size, source.licence, here)
     console.print(table)
-    if not all(_is_present(source) for source in CATALOGUE):
+    if not all(source.available() for source in CATALOGUE):
         console.print("what is missing comes with [bold]make prepare[/] or sparsebook data --prepare")
 
 
@@ -299,24 +302,6 @@ def _store(done: "Run", root: Path) -> None:
     finished = [outcome.slug for outcome in done.outcomes if outcome.status == "done"]
     for slug in [*done.skipped, *finished]:
         console.print(f"stored {store_chapter(done.folder, slug, root)}", highlight=False, soft_wrap=True)
-
-
-def _prepare() -> None:
-    from sparsebook import data, models
-
-    for part in (data, models):
-        if hasattr(part, "prepare"):
-            part.prepare()
-
-
-def _is_present(source: "Source") -> bool:
-    from importlib.util import find_spec
-
-    from sparsebook.files import cache_dir
-
-    if source.is_wheel:
-        return any((cache_dir() / "wheels").glob(f"{source.distribution.replace('-', '_')}-*.whl"))
-    return not source.package or find_spec(source.package) is not None
 
 
 def _cut(text: str, room: int) -> str:
