@@ -9,7 +9,16 @@
 tables of scale `full` with the book.
 """
 
-from sparsebook.experiments.seismic.config import Config, Recipe
+from sparsebook.experiments.seismic.config import Config, Recipe, config
+from sparsebook.experiments.seismic.figures import (
+    draw_ablation,
+    draw_concentration,
+    draw_errors,
+    draw_front_of_methods,
+    draw_growth,
+    draw_limits,
+    draw_sweeps,
+)
 from sparsebook.experiments.seismic.runs import (
     fingerprint,
     run_ablation,
@@ -19,13 +28,16 @@ from sparsebook.experiments.seismic.runs import (
     run_front,
     run_growth,
     run_limits,
+    run_live,
     run_share,
     run_sweeps,
 )
 from sparsebook.experiments.seismic.verdicts import (
+    answers,
     claim_samples,
     growth_summary,
     main_table,
+    peer_table,
     record,
     sabotage_samples,
     settings_table,
@@ -35,10 +47,20 @@ from sparsebook.experiments.seismic.verdicts import (
 __all__ = [
     "Config",
     "Recipe",
+    "answers",
     "claim_samples",
+    "config",
+    "draw_ablation",
+    "draw_concentration",
+    "draw_errors",
+    "draw_front_of_methods",
+    "draw_growth",
+    "draw_limits",
+    "draw_sweeps",
     "fingerprint",
     "growth_summary",
     "main_table",
+    "peer_table",
     "record",
     "run_ablation",
     "run_build",
@@ -47,6 +69,7 @@ __all__ = [
     "run_front",
     "run_growth",
     "run_limits",
+    "run_live",
     "run_share",
     "run_sweeps",
     "sabotage_samples",

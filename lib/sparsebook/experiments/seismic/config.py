@@ -126,12 +126,17 @@ class Config:
         return plain
 
 
+def config(scale: str = "book") -> Config:
+    """The configuration of a scale with everything at its default."""
+    return Config.at(scale)
+
+
 _SMALL = TopicModel(
     vocabulary=600,
     topics=40,
     topic_size=30,
-    document_coordinates=10,
-    document_background=20,
+    document_coordinates=15,
+    document_background=40,
     query_coordinates=6,
     query_background=5,
 )
