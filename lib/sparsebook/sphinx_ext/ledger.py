@@ -63,9 +63,20 @@ def read(root: Path | str) -> State:
 def glance(state: State) -> str:
     """One row a paper, one labelled cell a claim, linked to the claim in its chapter."""
     by_slug = _by_slug(state.claims)
+    papers_of = {
+        part: sorted(
+            (paper for paper in state.papers if paper["part"] == part),
+            key=lambda paper: not _is_written(paper, state),
+        )
+        for part in state.parts
+    }
+    # What can be read stands first, parts and papers alike; the rest keeps the order of the contents.
+    parts = sorted(
+        state.parts, key=lambda part: not any(_is_written(paper, state) for paper in papers_of[part])
+    )
     groups = [
-        _group(title, [_glance_row(paper, state, by_slug) for paper in state.papers if paper["part"] == part])
-        for part, title in state.parts.items()
+        _group(state.parts[part], [_glance_row(paper, state, by_slug) for paper in papers_of[part]])
+        for part in parts
     ]
     # The roles are written out because the style sheet makes grids of the rows, which hides the table from
     # those who listen to it.
@@ -86,6 +97,10 @@ def full(state: State) -> str:
         f"{''.join(sections)}"
         '<p class="ledger-empty" hidden>No claim has the verdicts and words that you chose.</p></div>'
     )
+
+
+def _is_written(paper: Mapping[str, Any], state: State) -> bool:
+    return paper["slug"] in state.written
 
 
 def _by_slug(claims: Iterable[Row]) -> dict[str, list[Row]]:
