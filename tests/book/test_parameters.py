@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 
 from sparsebook.book import find_chapters
-from sparsebook.book.parameters import as_text, assigned, declared_parameters, parameters_for, parse_value
+from sparsebook.book.parameters import (
+    as_given,
+    as_text,
+    assigned,
+    declared_parameters,
+    parameters_for,
+    parse_value,
+)
 
 
 @pytest.mark.parametrize(
@@ -13,7 +20,7 @@ from sparsebook.book.parameters import as_text, assigned, declared_parameters, p
     [
         ("12", 12), ("-3", -3), ("1e-3", 1e-3), ("0.5", 0.5), ("True", True), ("true", True), ("None", None),
         ("null", None), ("[1, 2]", [1, 2]), ('{"a": 1}', {"a": 1}), ("'12'", "12"), ("cuda:0", "cuda:0"),
-        ("data/vectors.npz", "data/vectors.npz"), ("", ""), ("(1, 2)", (1, 2)), ("1+2j", "1+2j"),
+        ("data/vectors.npz", "data/vectors.npz"), ("", ""), ("(1, 2)", [1, 2]), ("1+2j", "1+2j"),
         ("b'x'", "b'x'"), ("no", "no"),
     ],
 )  # fmt: skip
@@ -59,3 +66,9 @@ def test_paths_are_those_of_the_caller(fabricate, tmp_path: Path, monkeypatch: p
     assert parameters_for(chapter, {"mark_path": "vectors"}, None) == {"mark_path": str(tmp_path / "vectors")}
     # A parameter that is text by default stays text, also where a folder happens to have that name.
     assert parameters_for(chapter, {"device": "vectors"}, None) == {"device": "vectors"}
+
+
+def test_values_that_a_notebook_cannot_be_given_are_refused(tmp_path: Path) -> None:
+    assert as_given({"a": tmp_path, "b": (1, 2)}) == {"a": str(tmp_path), "b": [1, 2]}
+    with pytest.raises(ValueError, match="parameter a is <object object"):
+        as_given({"a": object()})

@@ -138,6 +138,23 @@ def test_parameters_reach_the_notebook_and_name_the_run(fabricate, tmp_path: Pat
         store_chapter(run.folder, "bad", book.root)
 
 
+def test_one_folder_never_mixes_runs_with_other_parameters(fabricate, tmp_path: Path) -> None:
+    book = fabricate(good="1")
+    out = tmp_path / "out"
+    asked = {"scale": "smoke", "parameters": {"k": 7}}
+    entry = {"part": "retrieval", "asked": asked, "status": "done", "failure": None}
+    (out / "book" / "retrieval").mkdir(parents=True)
+    (out / "book" / "retrieval" / "slow.ipynb").write_text("hours of work")
+    (out / "run.json").write_text(json.dumps({"chapters": {"slow": entry}}))
+    run_chapters(["good"], book=book.root, out=out)
+    assert list(entries(out)) == ["good"]
+    kept = out / "earlier" / "smoke-k=7" / "book" / "retrieval" / "slow.ipynb"
+    assert kept.read_text() == "hours of work"
+    # What is up to date stays, however its parameters were written.
+    assert run_chapters(["good"], book=book.root, out=out, parameters={"k": 3}).skipped == ("good",)
+    assert entries(out)["good"]["asked"]["parameters"] == {"k": 3}
+
+
 def test_a_cell_that_takes_too_long_is_stopped_and_named(fabricate) -> None:
     book = fabricate(slow="import time\ntime.sleep(60)")
     started = time.monotonic()

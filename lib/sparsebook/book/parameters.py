@@ -45,12 +45,29 @@ def parse_value(text: str) -> Any:
     """
     for read in (ast.literal_eval, json.loads):
         try:
-            value = read(text)
-            json.dumps(value)
+            return json.loads(json.dumps(read(text)))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        return value
     return text
+
+
+def as_given(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Parameters as they are recorded and passed on: JSON values, paths as text.
+
+    Raises
+    ------
+    ValueError
+        If a value cannot be written as JSON; a notebook could not be given it.
+    """
+    found = {}
+    for name, value in (parameters or {}).items():
+        try:
+            found[name] = json.loads(json.dumps(str(value) if isinstance(value, Path) else value))
+        except TypeError as error:
+            raise ValueError(
+                f"parameter {name} is {value!r}; expected text, a number, a boolean, None or a list of these"
+            ) from error
+    return found
 
 
 def parameters_for(chapter: Chapter, given: Mapping[str, Any], scale: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A run lies in a folder of its own and is a book itself::
     _build/runs/<name>/run.json                      parameters, machine, times, verdicts, failures
     _build/runs/<name>/book/<part>/<slug>.ipynb      the executed notebooks
     _build/runs/<name>/html/                         rendered from them, if asked for
+    _build/runs/<name>/earlier/                      notebooks of a run with other parameters in this folder
 """
 
 import json
@@ -24,7 +25,7 @@ from typing import Any
 from sparsebook.book.execution import INJECTED_TAG, ChapterProcess, Failure, Outcome, Task, execute_bundle
 from sparsebook.book.fingerprints import fingerprint, hash_library, versions
 from sparsebook.book.layout import Chapter, find_book, find_chapters
-from sparsebook.book.parameters import as_text, declared_parameters, parameters_for
+from sparsebook.book.parameters import as_given, as_text, declared_parameters, parameters_for
 from sparsebook.book.verdicts import RUN_FILE, count_verdicts, read_verdicts
 
 # Seconds that a chapter takes at most by its contract, and what one cell may take before it is stopped.
@@ -102,7 +103,7 @@ def plan_chapters(
         If a chapter is unknown or does not have a parameter of that name.
     """
     root = find_book() if book is None else Path(book).resolve()
-    given = dict(parameters or {})
+    given = as_given(parameters)
     hash_library.cache_clear()  # sources may have changed while this process was running
     done = _read_run(_folder(root, scale, given, out))["chapters"]
     plans = []
@@ -166,13 +167,14 @@ def run_chapters(
     if timeout is not None and timeout <= 0:
         raise ValueError(f"timeout is {timeout}; expected a positive number of seconds")
     root = find_book() if book is None else Path(book).resolve()
-    given = dict(parameters or {})
+    given = as_given(parameters)
     folder = _folder(root, scale, given, out)
     with _alone_in(folder):
         plans = plan_chapters(slugs, book=root, parameters=given, scale=scale, out=folder, force=force)
         due = [plan for plan in plans if plan.reason]
         tasks = [_task(plan, root, folder, timeout, jobs if dask is None else 1) for plan in due]
-        recorder = _Recorder(folder, scale, given, due, watcher or Watcher())
+        skipped = tuple(plan.chapter.slug for plan in plans if not plan.reason)
+        recorder = _Recorder(folder, scale, given, due, skipped, watcher or Watcher())
         interrupted = False
         try:
             if dask is not None:
@@ -181,7 +183,6 @@ def run_chapters(
                 _run_here(tasks, jobs, recorder)
         except KeyboardInterrupt:
             interrupted = True
-        skipped = tuple(plan.chapter.slug for plan in plans if not plan.reason)
         return Run(folder, tuple(recorder.outcomes), skipped, interrupted)
 
 
@@ -223,17 +224,20 @@ class _Recorder:
         scale: str | None,
         given: dict[str, Any],
         due: Sequence[Plan],
+        current: Sequence[str],
         watcher: Watcher,
     ) -> None:
         self.folder, self.watcher = folder, watcher
         self.plans = {plan.chapter.slug: plan for plan in due}
         self.outcomes: list[Outcome] = []
         self._content = _read_run(folder) | {
-            "scale": scale or "book",
+            "scale": scale or given.get("scale") or "book",
             "parameters": given,
             "machine": _machine(),
             "started": _now(),
         }
+        self._asked = {"scale": scale or given.get("scale") or "book", "parameters": given}
+        self._set_others_aside(current)
         self._write()
 
     def started(self, slug: str) -> None:
@@ -245,6 +249,7 @@ class _Recorder:
         verdicts = count_verdicts(rows)
         self._content["chapters"][outcome.slug] = {
             "part": outcome.part,
+            "asked": self._asked,
             "status": outcome.status,
             "scale": plan.scale,
             "parameters": plan.parameters,
@@ -259,6 +264,19 @@ class _Recorder:
         self._write()
         self.waiting({}, 1)
         self.watcher.finished(plan, outcome, verdicts)
+
+    def _set_others_aside(self, current: Sequence[str]) -> None:
+        """One run has one scale and one set of parameters: what an earlier one left here is moved away."""
+        for slug, entry in list(self._content["chapters"].items()):
+            if slug in current:
+                entry["asked"] = self._asked
+            elif entry["asked"] != self._asked:
+                del self._content["chapters"][slug]
+                name = run_name(entry["asked"]["scale"], entry["asked"]["parameters"])
+                path = Path("book", entry["part"], f"{slug}.ipynb")
+                if (self.folder / path).exists():
+                    (self.folder / "earlier" / name / path).parent.mkdir(parents=True, exist_ok=True)
+                    (self.folder / path).replace(self.folder / "earlier" / name / path)
 
     def waiting(self, running: Mapping[str, float], at_once: int) -> None:
         """Estimate the time left from what is expected, corrected by how long the others really took."""
