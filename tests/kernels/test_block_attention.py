@@ -1,14 +1,15 @@
 """Sparse attention: every public function against dense attention under an explicit mask."""
 
+import inspect
 import math
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from sparsebook.kernels.block_attention import (
@@ -69,13 +70,13 @@ def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     repeats = q.shape[1] // k.shape[1]
     q, k, v = (x.double() for x in (q, k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)))
     mask = mask.expand(*q.shape[:3], k.shape[2])
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return torch.where(mask.any(-1, keepdim=True), out, 0.0)
 
 
 def unchecked(function: Any) -> Any:
     """The function without the run-time type checker, which would speak first where it is on."""
-    return getattr(function, "__wrapped__", function)
+    return inspect.unwrap(function)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
@@ -119,8 +120,8 @@ def test_blocks_equal_dense_attention(batch, heads, queries, keys, dim, block, s
 def test_all_blocks_equal_plain_attention() -> None:
     q, k, v = inputs(2, 4, 4, 300, 300, 64)
     mask = block_mask(torch.ones(1, 1, 3, 3, dtype=torch.bool), 128)
-    close(block_sparse_attention(q, k, v, mask), F.scaled_dot_product_attention(q, k, v), 2e-6)
-    causal = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    close(block_sparse_attention(q, k, v, mask), functional.scaled_dot_product_attention(q, k, v), 2e-6)
+    causal = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     close(block_sparse_attention(q, k, v, mask, causal=True), causal, 2e-6)
 
 
@@ -141,7 +142,10 @@ def test_masks_made_by_flex_attention() -> None:
     """Its causal masks become the flag; whole blocks are taken whole, ragged ends included."""
     q, k, v = inputs(queries=300, keys=300)
     causal = create_block_mask(lambda b, h, i, j: i >= j, 1, 1, 300, 300, device="cpu")
-    close(block_sparse_attention(q, k, v, causal), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+    close(
+        block_sparse_attention(q, k, v, causal),
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True),
+    )
     near = create_block_mask(lambda b, h, i, j: abs(i // 64 - j // 64) <= h, 1, 2, 300, 300, "cpu", 64)
     table = torch.stack([(torch.arange(5)[:, None] - torch.arange(5)).abs() <= h for h in range(2)])[None]
     expected = dense(q, k, v, table_mask(table, (64, 64), 300, 300, False))
@@ -197,7 +201,7 @@ def span_indices(draw: Any, n_queries: int, n_keys: int) -> SpanIndex:
     edges = torch.randint(0, n_keys + 1, (1, 2, n_blocks, 6), generator=generator).sort(-1).values
     spans = edges.view(1, 2, n_blocks, 3, 2).int()
     bare = SpanIndex.from_spans(spans, block).dense_mask(n_blocks * block, n_keys, causal=False)
-    taken = F.pad(bare[:, :, ::block], (0, 0, 0, n_groups * group - n_blocks))
+    taken = functional.pad(bare[:, :, ::block], (0, 0, 0, n_groups * group - n_blocks))
     taken = taken.view(1, 2, n_groups, group, n_keys).any(3)
     chosen = ~taken & (torch.rand(taken.shape, generator=generator) < draw(st.sampled_from([0.0, 0.3, 0.9])))
     counts = chosen.sum(-1).int()
@@ -366,7 +370,7 @@ def test_pages_equal_dense_attention(dtype: torch.dtype, page_heads: int, new: i
 def test_all_pages_equal_plain_decoding() -> None:
     q, k, v = inputs(1, 4, 1, 1, 65, 64)
     out = paged_attention(q, k, v, torch.arange(5).flip(0)[None, None], page_size=16)
-    close(out, F.scaled_dot_product_attention(q, k, v, enable_gqa=True), 2e-6)
+    close(out, functional.scaled_dot_product_attention(q, k, v, enable_gqa=True), 2e-6)
 
 
 # The state -----------------------------------------------------------------------------------------------
@@ -382,7 +386,7 @@ def test_merging_parts_gives_the_whole() -> None:
     for merged in (parts[0].merge(parts[1]), parts[1].merge(parts[0])):
         for name in ("m", "l", "acc"):
             close(getattr(merged, name), getattr(whole, name), 1e-5)
-    close(whole.output(), F.scaled_dot_product_attention(q, k, v), 2e-6)
+    close(whole.output(), functional.scaled_dot_product_attention(q, k, v), 2e-6)
     close(whole.m, (q @ k.mT / 4).amax(-1), 1e-5)
 
 
