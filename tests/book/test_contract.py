@@ -290,7 +290,7 @@ BREAKS = {
     a_hidden_class: ("definitions", "defines the class Index"),
     no_python: ("definitions", "no valid Python"),
     a_typed_number: ("no_typed_numbers", "'12 ms' is typed into the text"),
-    not_executed: ("executed", "cell 4 has not been executed"),
+    not_executed: ("executed", "not executed: cell 4"),
     executed_out_of_order: ("executed", "from top to bottom"),
     an_error: ("no_error", "holds an error: E: v"),
     too_large: ("size", "at most 1.5 MB"),

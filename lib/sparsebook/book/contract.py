@@ -213,9 +213,9 @@ def executed(notebook: Notebook) -> list[str]:
     counts = [cell.get("execution_count") for _, cell in filled]
     if not counts:
         return ["there is no code cell"]
-    missing = [number for number, cell in filled if cell.get("execution_count") is None]
+    missing = [str(number) for number, cell in filled if cell.get("execution_count") is None]
     if missing:
-        return [f"cell {number} has not been executed" for number in missing]
+        return [f"not executed: cell {', '.join(missing)}"]
     if counts != list(range(1, len(counts) + 1)):
         return [f"the cells were not executed from top to bottom in one go (their counts are {counts})"]
     return []
