@@ -80,7 +80,7 @@ def rows_of(matrix: Any, name: str) -> tuple[Collection, int]:
     return rows, dim
 
 
-def at_least(name: str, value: float, minimum: float) -> None:
+def at_least(name: str, value: int | float, minimum: int | float) -> None:
     """Raise ``ValueError`` unless ``value >= minimum`` (NaN is refused)."""
     if not value >= minimum:
         raise ValueError(f"{name}: {value}; expected at least {minimum}")

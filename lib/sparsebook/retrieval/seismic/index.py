@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, no_type_check
 
@@ -50,10 +51,10 @@ class SeismicIndex:
         cls,
         documents: Tensor | sparse.csr_matrix | sparse.csr_array,
         n_postings: int,
-        max_fraction: float = 1.5,
-        centroid_fraction: float = 0.1,
+        max_fraction: int | float = 1.5,
+        centroid_fraction: int | float = 0.1,
         min_cluster_size: int = 2,
-        summary_energy: float = 0.4,
+        summary_energy: int | float = 0.4,
         pruning: Literal["global", "fixed"] = "global",
         blocking: Literal["kmeans", "fixed"] = "kmeans",
         summary: Literal["energy", "fixed"] = "energy",
@@ -123,7 +124,7 @@ class SeismicIndex:
         values: Tensor | np.ndarray,
         k: int,
         query_cut: int,
-        heap_factor: float,
+        heap_factor: int | float,
         sort_first: bool = False,
     ) -> tuple[Int64[Tensor, " k"], Float32[Tensor, " k"]]:
         """Documents with the largest inner product with one query: ``coords`` ascending, ``values`` positive.
@@ -144,7 +145,7 @@ class SeismicIndex:
         queries: Tensor | sparse.csr_matrix | sparse.csr_array,
         k: int,
         query_cut: int,
-        heap_factor: float,
+        heap_factor: int | float,
         sort_first: bool = False,
         n_threads: int = 1,
         statistics: bool = False,
@@ -183,7 +184,13 @@ class SeismicIndex:
     STATISTICS = STATISTICS
 
     def _search(
-        self, rows: Collection, k: int, query_cut: int, heap_factor: float, sort_first: bool, n_threads: int
+        self,
+        rows: Collection,
+        k: int,
+        query_cut: int,
+        heap_factor: int | float,
+        sort_first: bool,
+        n_threads: int,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         at_least("k", k, 1)
         at_least("query_cut", query_cut, 1)
@@ -203,8 +210,10 @@ class SeismicIndex:
             )  # fmt: skip
             self._spare.append(scratch)
 
-        if reach > 0:
-            _in_threads(part, np.linspace(0, count, min(n_threads, max(1, count)) + 1).astype(int), n_threads)
+        if reach > 0 and n_threads == 1:
+            part(0, count)
+        elif reach > 0:
+            _in_threads(part, np.unique(np.linspace(0, count, n_threads + 1).astype(int)), n_threads)
         return ids, scores, touched
 
     def _scratch(self, k: int) -> Scratch:
@@ -222,7 +231,7 @@ class SeismicIndex:
             )
         return spare if spare.heap.size >= k else spare._replace(heap=np.empty(k, dtype=np.uint64))
 
-    @property
+    @cached_property
     def documents(self) -> sparse.csr_matrix:
         """The collection as the forward index stores it (float16 values), decoded."""
         layout = self._layout
@@ -322,15 +331,16 @@ class SeismicIndex:
         write_arrays(path, self.parameters, self._layout._asdict())
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "SeismicIndex":
-        """Read an index that :meth:`save` wrote; its arrays stay mapped to the file.
+    def load(cls, path: str | os.PathLike, map_file: bool = False) -> "SeismicIndex":
+        """Read an index that :meth:`save` wrote; ``map_file`` leaves its arrays in the file, where processes
+        can share them.
 
         Raises
         ------
         ValueError
             The file is foreign, of another version, truncated or damaged.
         """
-        parameters, arrays = read_arrays(path)
+        parameters, arrays = read_arrays(path, map_file)
         return cls(Layout(**arrays), parameters)
 
 

@@ -2,10 +2,10 @@
 
 A document is scored against a query of few terms by looking every coordinate of the document up in a table
 that lives in vector registers. One group of at most ``GROUP_TERMS`` query terms is a cuckoo hash of two
-tables of 64 slots; each term sits in one slot of one of them, keyed by its coordinate. 32 coordinates are hashed
-(multiply, shift), looked up (``vpermi2w`` permutes a table of 64 sixteen-bit slots in one instruction) and
-compared at once; where the key matches, the slot's query value meets the document's. A gather from a dense
-query needs one load per coordinate instead.
+tables of 64 slots; each term sits in one slot of one of them, keyed by its coordinate. 32 coordinates are
+hashed (multiply, shift), looked up (``vpermi2w`` permutes a table of 64 sixteen-bit slots in one instruction)
+and compared at once; where the key matches, the slot's query value (float32 in two halves) meets the
+document's. A gather from a dense query needs one load per coordinate instead.
 """
 
 from typing import no_type_check
@@ -18,11 +18,13 @@ from numba.extending import intrinsic
 
 GROUP_TERMS = 40
 MOST_GROUPS = 8
-GROUP_WORDS = 4 * 64 + 2  # keys and values of both tables, and the two multipliers
 _SLOTS = 64
+_FACTORS = 6 * _SLOTS
+GROUP_WORDS = _FACTORS + 2  # of both tables the keys and the values' high and low halves; two multipliers
 
 _I16 = ir.IntType(16)
 _WORDS = ir.VectorType(_I16, 32)
+_LONGS = ir.VectorType(ir.IntType(32), 32)
 _HALVES = ir.VectorType(ir.HalfType(), 32)
 _FLOATS = ir.VectorType(ir.FloatType(), 32)
 
@@ -68,10 +70,7 @@ def has_lanes(typingctx, rows):
 
 @intrinsic
 def score_lanes(typingctx, rows, first, last, tables, group):
-    """Inner product of the chunks ``first <= c < last`` with one group of query terms, float32.
-
-    In units of the group's fixed-point query values.
-    """
+    """Inner product of the chunks ``first <= c < last`` with one group of query terms, float32."""
 
     def codegen(context, builder, signature, arguments):
         if not _has_lanes(context, signature.args[0]):
@@ -95,8 +94,8 @@ def _score_chunks(context, builder, signature, arguments):
     rows, first, last, tables, group = arguments
     start = builder.mul(group, group.type(GROUP_WORDS))
     table = _pointer(context, builder, signature.args[3], tables, start)
-    slots = [_load(builder, table, _WORDS, 32 * i) for i in range(8)]  # keys 1, keys 2, values 1, values 2
-    factors = [_splat(builder, _load(builder, table, _I16, 4 * _SLOTS + i)) for i in range(2)]
+    slots = [_load(builder, table, _WORDS, 32 * i) for i in range(12)]
+    factors = [_splat(builder, _load(builder, table, _I16, _FACTORS + side)) for side in range(2)]
     permute = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_WORDS, [_WORDS] * 3), "llvm.x86.avx512.vpermi2var.hi.512"
     )
@@ -108,34 +107,45 @@ def _score_chunks(context, builder, signature, arguments):
     with cgutils.for_range_slice(builder, first, last, first.type(1)) as (chunk, _):
         row = _pointer(context, builder, signature.args[0], rows, builder.mul(chunk, chunk.type(64)))
         coords = _load(builder, row, _WORDS, 0)
-        query = zero
-        for i, factor in enumerate(factors):
+        halves = [zero, zero]
+        for side, factor in enumerate(factors):
             slot = builder.lshr(builder.mul(coords, factor), ten)
-            key = builder.call(permute, [slots[2 * i], slot, slots[2 * i + 1]])
-            value = builder.call(permute, [slots[4 + 2 * i], slot, slots[5 + 2 * i]])
-            query = builder.select(builder.icmp_unsigned("==", key, coords), value, query)
+
+            def look_up(part, slot=slot, side=side):
+                at = 4 * part + 2 * side
+                return builder.call(permute, [slots[at], slot, slots[at + 1]])
+
+            same = builder.icmp_unsigned("==", look_up(0), coords)
+            for half in range(2):  # a term is in one table, and an empty slot is zero: `or` joins the two
+                found = builder.select(same, look_up(1 + half), zero)
+                halves[half] = builder.or_(halves[half], found)
+        high, low = (builder.zext(half, _LONGS) for half in halves)
+        bits = builder.or_(builder.shl(high, ir.Constant(_LONGS, [16] * 32)), low)
         document = builder.fpext(_load(builder, row, _HALVES, 32), _FLOATS)
-        added = builder.call(multiply_add, [builder.uitofp(query, _FLOATS), document, builder.load(total)])
-        builder.store(added, total)
-    reduce = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS]),
-        "llvm.vector.reduce.fadd.v32f32",
-    )
+        query = builder.bitcast(bits, _FLOATS)
+        builder.store(builder.call(multiply_add, [query, document, builder.load(total)]), total)
+    kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v32f32")
     return builder.call(reduce, [ir.FloatType()(0.0), builder.load(total)], fastmath=("reassoc", "nsz"))
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _place(table, coordinate, value):
-    """Insert a term into a group's tables, moving others to their second slot; whether it found one."""
-    key, word, side = np.uint16(coordinate), np.uint16(value), 0
+def _place(table, coordinate, bits):
+    """Insert a term into a group's tables, moving others to their second slot; whether all found one."""
+    key, high, low = (
+        np.uint16(coordinate),
+        np.uint16(bits >> np.uint32(16)),
+        np.uint16(bits & np.uint32(0xFFFF)),
+    )
+    side = 0
     for _ in range(64):
-        slot = np.int64(np.uint16(key * table[256 + side])) >> 10
-        at = side * 64 + slot
+        slot = np.int64(np.uint16(key * table[_FACTORS + side])) >> 10
+        at = side * _SLOTS + slot
         table[at], key = key, table[at]
-        table[128 + at], word = word, table[128 + at]
-        if word == 0:
+        table[2 * _SLOTS + at], high = high, table[2 * _SLOTS + at]
+        table[4 * _SLOTS + at], low = low, table[4 * _SLOTS + at]
+        if high == 0 and low == 0:
             return True
         side = 1 - side
     return False
@@ -143,8 +153,8 @@ def _place(table, coordinate, value):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def fill_tables(tables, coords, values, scale):
-    """Hash a query's terms, values in units of ``scale``; the number of groups, 0 if they do not fit."""
+def fill_tables(tables, coords, values):
+    """Hash a query's terms; the number of groups, 0 if they do not fit."""
     groups = (coords.size + GROUP_TERMS - 1) // GROUP_TERMS
     if groups > MOST_GROUPS:
         return 0
@@ -153,13 +163,12 @@ def fill_tables(tables, coords, values, scale):
         placed = False
         for attempt in range(16):
             table[:] = 0
-            table[256] = np.uint16((2 * attempt + 1) * 40503)
-            table[257] = np.uint16((2 * attempt + 1) * 30011)
+            table[_FACTORS] = np.uint16((2 * attempt + 1) * 40503)
+            table[_FACTORS + 1] = np.uint16((2 * attempt + 1) * 30011)
             placed = True
             for t in range(g * GROUP_TERMS, min(coords.size, (g + 1) * GROUP_TERMS)):
-                word = np.int64(values[t] / scale + np.float32(0.5))
-                if word > 0 and placed:
-                    placed = _place(table, coords[t], word)
+                if values[t] > 0 and placed:
+                    placed = _place(table, coords[t], np.float32(values[t]).view(np.uint32))
             if placed:
                 break
         if not placed:

@@ -8,7 +8,7 @@ import heapq
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Integer, UInt8
 from scipy import sparse
 
 from sparsebook.retrieval.seismic.construction import draw_positions
@@ -16,10 +16,12 @@ from sparsebook.retrieval.seismic.construction import draw_positions
 if TYPE_CHECKING:
     from sparsebook.retrieval.seismic.index import SeismicIndex
 
-Lists = tuple[Int64[np.ndarray, "dim+1"], Int64[np.ndarray, " postings"], Float32[np.ndarray, " postings"]]
+Lists = tuple[Int64[np.ndarray, " starts"], Int64[np.ndarray, " postings"], Float32[np.ndarray, " postings"]]
 
 
-def global_threshold_prune(documents: sparse.csr_matrix, n_postings: int, max_fraction: float = 1.5) -> Lists:
+def global_threshold_prune(
+    documents: sparse.csr_matrix, n_postings: int, max_fraction: int | float = 1.5
+) -> Lists:
     """Keep the ``n_postings * dim`` largest values of the whole collection, then cap every list.
 
     Lists hold ``n_postings`` entries on average and at most ``floor(n_postings * max_fraction)``; among
@@ -58,7 +60,7 @@ def _capped_lists(documents: sparse.csr_matrix, order: np.ndarray, cap: int) -> 
     return indptr.astype(np.int64), ids.astype(np.int64), documents.data[order]
 
 
-def alpha_mass(u: Float32[np.ndarray, " n"], alpha: float) -> Int64[np.ndarray, " kept"]:
+def alpha_mass(u: Float32[np.ndarray, " n"], alpha: int | float) -> Int64[np.ndarray, " kept"]:
     """Positions of the alpha-mass subvector: the shortest prefix of the entries in decreasing order of
     magnitude whose L1 mass reaches ``alpha * |u|_1``; the entry that crosses the threshold stays."""
     heaviest_first = np.argsort(-np.abs(u), kind="stable")
@@ -69,7 +71,7 @@ def alpha_mass(u: Float32[np.ndarray, " n"], alpha: float) -> Int64[np.ndarray, 
 
 def shallow_kmeans(
     documents: sparse.csr_matrix,
-    ids: Int64[np.ndarray, " n"],
+    ids: Integer[np.ndarray, " n"],
     beta: int,
     min_size: int = 2,
     seed: int = 0,
@@ -112,7 +114,7 @@ def heaviest_entries(documents: sparse.csr_matrix, count: int) -> sparse.csr_mat
 
 
 def block_summary(
-    block: sparse.csr_matrix, alpha: float
+    block: sparse.csr_matrix, alpha: int | float
 ) -> tuple[Int64[np.ndarray, " kept"], Float32[np.ndarray, " kept"]]:
     """Coordinates and values of a block's summary: the alpha-mass part of the coordinate-wise maximum,
     ``phi(B)_j = max over x in B of x_j``, in order of coordinate. The block's documents are the rows."""
@@ -138,19 +140,21 @@ def quantize_u8(
 
 
 def dequantize_u8(
-    codes: UInt8[np.ndarray, " n"], minimum: np.float32, step: np.float32
+    codes: UInt8[np.ndarray, " n"],
+    minimum: np.float32 | Float32[np.ndarray, " n"],
+    step: np.float32 | Float32[np.ndarray, " n"],
 ) -> Float32[np.ndarray, " n"]:
-    """Values of the codes: ``code * step + min``."""
+    """Values of the codes: ``code * step + min`` (of one summary, or of each code's own)."""
     return codes.astype(np.float32) * step + minimum
 
 
 def reference_search(
     index: "SeismicIndex",
-    coords: Int64[np.ndarray, " nnz"],
+    coords: Integer[np.ndarray, " nnz"],
     values: Float32[np.ndarray, " nnz"],
     k: int,
     query_cut: int,
-    heap_factor: float,
+    heap_factor: int | float,
 ) -> list[tuple[float, int]]:
     """The search of the paper, readable: at most ``k`` pairs (score, id), best first, and lower ids first
     among equal scores. ``index.documents`` and ``index.blocks(j)`` decode what the index stores."""
@@ -170,10 +174,10 @@ def reference_search(
 
 
 def _push_new(heap: list, visited: set[int], block: np.ndarray, scores: np.ndarray, k: int) -> None:
-    for document, score in zip(block, scores, strict=True):
+    for document, score in zip(block.tolist(), scores.tolist(), strict=True):
         if document in visited:
             continue
         visited.add(document)
-        heapq.heappush(heap, (float(score), -int(document)))
+        heapq.heappush(heap, (score, -document))
         if len(heap) > k:
             heapq.heappop(heap)

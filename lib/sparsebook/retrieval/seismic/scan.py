@@ -200,7 +200,7 @@ def _fetch_block(layout, at, scratch):
 
 @njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _scan_block(layout, at, scratch, groups, unit, k, found, counts):
+def _scan_block(layout, at, scratch, groups, k, found, counts):
     """Score the documents of block ``at`` that were not seen before and keep the best; heap size after it."""
     epoch = scratch.epoch[0]
     for p in range(np.int64(layout.block_posting[at]), np.int64(layout.block_posting[at + 1])):
@@ -217,7 +217,6 @@ def _scan_block(layout, at, scratch, groups, unit, k, found, counts):
             score = np.float32(0)
             for g in range(groups):
                 score += score_lanes(layout.rows, first, last, scratch.tables, g)
-            score *= unit
         else:
             score = _score_dense(layout.rows, first, last, scratch.query)
         key = _packed(score, document)
@@ -243,7 +242,7 @@ def _next_block(b, blocks, scratch, k, heap_factor, found):
 
 @njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _scan_list(layout, j, scratch, groups, unit, k, heap_factor, found, counts):
+def _scan_list(layout, j, scratch, groups, k, heap_factor, found, counts):
     """Visit the blocks of list j in the order they are stored.
 
     While one block is scored, the documents of the next one are on their way.
@@ -255,7 +254,7 @@ def _scan_list(layout, j, scratch, groups, unit, k, heap_factor, found, counts):
         following = _next_block(b + 1, blocks, scratch, k, heap_factor, found)
         if following < blocks:
             _fetch_block(layout, layout.list_block[j] + following, scratch)
-        found = _scan_block(layout, layout.list_block[j] + b, scratch, groups, unit, k, found, counts)
+        found = _scan_block(layout, layout.list_block[j] + b, scratch, groups, k, found, counts)
         b = _next_block(following, blocks, scratch, k, heap_factor, found)
     counts[3] += blocks - (counts[2] - visited)
     return found
@@ -263,7 +262,7 @@ def _scan_list(layout, j, scratch, groups, unit, k, heap_factor, found, counts):
 
 @njit(cache=True, nogil=True, forceinline=True)
 @no_type_check
-def _scan_sorted(layout, j, scratch, groups, unit, k, heap_factor, found, counts):
+def _scan_sorted(layout, j, scratch, groups, k, heap_factor, found, counts):
     """Visit the blocks of list j by decreasing estimate; the first to be skipped ends the list."""
     blocks = layout.list_block[j + 1] - layout.list_block[j]
     order = scratch.order
@@ -278,7 +277,7 @@ def _scan_sorted(layout, j, scratch, groups, unit, k, heap_factor, found, counts
         if n > 1:
             following = np.int64(np.uint64(0xFFFFFFFF) - (~order[0] & np.uint64(0xFFFFFFFF)))
             _fetch_block(layout, layout.list_block[j] + following, scratch)
-        found = _scan_block(layout, layout.list_block[j] + b, scratch, groups, unit, k, found, counts)
+        found = _scan_block(layout, layout.list_block[j] + b, scratch, groups, k, found, counts)
     return found
 
 
@@ -290,11 +289,9 @@ def _search_one(layout, coords, values, k, query_cut, heap_factor, sort_first, k
         scratch.seen[:] = 0
         scratch.epoch[0] = 0
     scratch.epoch[0] += np.uint8(1)
-    unit, groups = np.float32(0), 0
-    for t in range(coords.size):
-        unit = max(unit, values[t] / np.float32(65535))
+    groups = 0
     if has_lanes(layout.rows):
-        groups = fill_tables(scratch.tables, coords, values, unit)
+        groups = fill_tables(scratch.tables, coords, values)
     if groups == 0:
         for t in range(coords.size):
             scratch.query[coords[t]] = values[t] * UNSCALE
@@ -312,9 +309,9 @@ def _search_one(layout, coords, values, k, query_cut, heap_factor, sort_first, k
             _fetch_entries(layout, coords[opened[i + 1]], coords, key_bits, span[(i + 1) & 1])
         counts[5] += _estimate(layout, j, coords, values, key_bits, scratch.estimate, span[i & 1])
         if sort_first and i == 0:
-            found = _scan_sorted(layout, j, scratch, groups, unit, k, heap_factor, found, counts)
+            found = _scan_sorted(layout, j, scratch, groups, k, heap_factor, found, counts)
         else:
-            found = _scan_list(layout, j, scratch, groups, unit, k, heap_factor, found, counts)
+            found = _scan_list(layout, j, scratch, groups, k, heap_factor, found, counts)
     if groups == 0:
         for t in range(coords.size):
             scratch.query[coords[t]] = 0.0

@@ -49,8 +49,10 @@ def write_arrays(path: str | os.PathLike, about: dict[str, Any], arrays: dict[st
         raise
 
 
-def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What :func:`write_arrays` wrote, mapped into memory and checked against its checksum.
+def read_arrays(
+    path: str | os.PathLike, map_file: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What :func:`write_arrays` wrote, checked against its checksum; read, or mapped to the file.
 
     Raises
     ------
@@ -60,9 +62,12 @@ def read_arrays(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.n
     path = Path(path)
     if path.stat().st_size < _START:
         raise ValueError(f"path: {path} is no index of this version, or it is truncated")
-    data = np.memmap(path, dtype=np.uint8, mode="c").view(
-        np.ndarray
-    )  # writable as built arrays are, in memory only
+    if map_file:  # writable in memory only, as arrays that were built are: one type for the compiled search
+        data = np.memmap(path, dtype=np.uint8, mode="c").view(np.ndarray)
+    else:
+        data = aligned_empty(path.stat().st_size, np.uint8)
+        with open(path, "rb") as file:
+            file.readinto(data.data)
     if data[: len(MAGIC)].tobytes() != MAGIC:
         raise ValueError(f"path: {path} is no index of this version (its first bytes differ)")
     written = data[len(MAGIC) : _START - 8].tobytes()
