@@ -145,7 +145,7 @@ def topic_vectors(
     queries = _draw_rows(
         n_queries, _stream(seed, 2), *world, m.query_topics, m.query_coordinates, m.query_background
     )
-    return SparseCollection(_csr(*documents, m.vocabulary), _csr(*queries, m.vocabulary))
+    return SparseCollection(_csr(documents, m.vocabulary), _csr(queries, m.vocabulary))
 
 
 def uniform_vectors(
@@ -163,7 +163,7 @@ def uniform_vectors(
             raise ValueError(f"{name} must lie in [1, vocabulary={vocabulary}], got {entries}")
     documents = _draw_uniform(n_documents, _stream(seed, 3), vocabulary, document_entries)
     queries = _draw_uniform(n_queries, _stream(seed, 4), vocabulary, query_entries)
-    return SparseCollection(_csr(*documents, vocabulary), _csr(*queries, vocabulary))
+    return SparseCollection(_csr(documents, vocabulary), _csr(queries, vocabulary))
 
 
 def rows(matrix: Float[Tensor, "n vocabulary"], start: int, stop: int) -> Float[Tensor, "rows vocabulary"]:
@@ -191,7 +191,7 @@ def from_scipy(matrix: scipy.sparse.spmatrix) -> Float[Tensor, "n vocabulary"]:
     """A SciPy matrix as sparse_csr float32 with int64 indices, sorted, duplicates summed."""
     csr = scipy.sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
     csr.sum_duplicates()
-    return _csr(csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data, csr.shape[1])
+    return _csr((csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data), csr.shape[1])
 
 
 # The reader's own vectors --------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def _read_jsonl(documents: Path, queries: Path) -> SparseCollection:
     names, matrix = _parse(documents, _lines(documents), vocabulary, grow=True)
     _, query_matrix = _parse(queries, _lines(queries), vocabulary, grow=False)
     width = len(vocabulary)
-    return SparseCollection(_csr(*matrix, width), _csr(*query_matrix, width), tuple(vocabulary), tuple(names))
+    return SparseCollection(_csr(matrix, width), _csr(query_matrix, width), tuple(vocabulary), tuple(names))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -329,14 +329,10 @@ def _stream(seed: int, part: int) -> int:
     return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
-def _csr(crow: np.ndarray, col: np.ndarray, values: np.ndarray, width: int) -> Tensor:
-    return torch.sparse_csr_tensor(
-        torch.from_numpy(crow),
-        torch.from_numpy(col),
-        torch.from_numpy(values),
-        size=(len(crow) - 1, width),
-        check_invariants=False,
-    )
+def _csr(parts: tuple[np.ndarray, np.ndarray, np.ndarray], width: int) -> Tensor:
+    """Row starts, columns and values as a sparse_csr tensor."""
+    crow, col, values = (torch.from_numpy(part) for part in parts)
+    return torch.sparse_csr_tensor(crow, col, values, size=(len(crow) - 1, width), check_invariants=False)
 
 
 @njit(cache=True)

@@ -86,5 +86,6 @@ def _csr(matrix: scipy.sparse.spmatrix) -> Tensor:
     csr = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
     csr.sum_duplicates()
     csr.eliminate_zeros()
-    parts = (csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data)
-    return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=csr.shape, check_invariants=False)
+    crow, col = (torch.from_numpy(part.astype(np.int64)) for part in (csr.indptr, csr.indices))
+    values = torch.from_numpy(csr.data)
+    return torch.sparse_csr_tensor(crow, col, values, size=csr.shape, check_invariants=False)

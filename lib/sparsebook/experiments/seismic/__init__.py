@@ -33,6 +33,7 @@ from sparsebook.experiments.seismic.runs import (
     run_sweeps,
 )
 from sparsebook.experiments.seismic.verdicts import (
+    agreement,
     answers,
     claim_samples,
     growth_summary,
@@ -47,6 +48,7 @@ from sparsebook.experiments.seismic.verdicts import (
 __all__ = [
     "Config",
     "Recipe",
+    "agreement",
     "answers",
     "claim_samples",
     "config",

@@ -113,7 +113,7 @@ class Config:
         return own.first(min(n, own.size)).with_queries(wanted, self.seed if seed is None else seed)
 
     @property
-    def settings(self) -> list[dict[str, float]]:
+    def settings(self) -> list[dict[str, Any]]:
         """The grid of search settings."""
         return [{"query_cut": c, "heap_factor": h} for c in self.query_cuts for h in self.heap_factors]
 

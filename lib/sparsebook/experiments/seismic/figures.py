@@ -1,6 +1,6 @@
 """Figures of the chapter, drawn from the tables."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def _subplots(n: int = 1, width: float = 6.8, height: float = 3.8) -> "tuple[Fig
     return figure, list(axes[0])
 
 
-def _relabel(axes: "Axes", **options: object) -> None:
+def _relabel(axes: "Axes", **options: Any) -> None:
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles, [LABELS.get(name, name) for name in names], **options)
 
@@ -80,7 +80,7 @@ def draw_front_of_methods(table: pd.DataFrame, low: float = 0.80) -> "Figure":
         if len(wide) == 1 or method in ("term_at_a_time", "maxscore"):
             exact.append((method, wide.time.iloc[0]))
             continue
-        draw_front(axes, wide.time.to_numpy(), wide.recall.to_numpy(), method)
+        draw_front(axes, wide.time.tolist(), wide.recall.tolist(), method)
     for method, micro in exact:
         axes.axhline(micro, color=color(method), ls="--" if method == "term_at_a_time" else ":", lw=1.2)
         axes.text(low, micro, f" {LABELS[method]}", color=color(method), fontsize=8, va="bottom")

@@ -3,8 +3,9 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ TARGET = 0.95
 
 
 def tidy(
-    experiment: str, method: str, seed: int, metrics: dict[str, tuple[float, str]], **knobs: Any
+    experiment: str, method: str, seed: int, metrics: Mapping[str, tuple[Any, str]], **knobs: Any
 ) -> Rows:
     """Rows of one measurement."""
     head = {"experiment": experiment, "method": method, "seed": seed}
@@ -134,9 +135,9 @@ def run_front(config: Config) -> pd.DataFrame:
     processes of their own, interleaved.
     """
     methods = [cls for cls in SEARCHERS if installed(cls) and cls.name in (config.methods or cls.name)]
-    stages: Stages = {f"grid {cls.name}": lambda cls=cls: _grid(config, cls) for cls in methods}
+    stages: Stages = {f"grid {cls.name}": partial(_grid, config, cls) for cls in methods}
     grid = run(config, stages, "front")
-    speed = run(config, {"speed": lambda: _speed(config, grid)}, "front")
+    speed = run(config, {"speed": partial(_speed, config, grid)}, "front")
     return pd.concat([grid, speed], ignore_index=True)
 
 
@@ -168,7 +169,7 @@ def _grid_point(
     queries: tuple[Tensor, Tensor],
     truth: list[Tensor],
 ) -> Rows:
-    metrics: dict[str, tuple[float, str]] = {}
+    metrics: dict[str, tuple[Any, str]] = {}
     for part, q, exact in zip(("_tuning", ""), queries, truth, strict=True):
         prepared, n = engine.prepare(q), q.shape[0]
         start = time.perf_counter()
@@ -223,10 +224,11 @@ def choose(grid: pd.DataFrame, method: str, target: float) -> dict[str, Any] | N
 
 
 def _speed(config: Config, grid: pd.DataFrame) -> pd.DataFrame:
-    plan = []
+    plan: Rows = []
     for method in dict.fromkeys(grid.method):
         targets = (1.0,) if searcher(method).exact else config.targets
-        plan += [c for target in targets if (c := _choose_or_exact(grid, method, target))]
+        chosen = [_choose_or_exact(grid, method, target) for target in targets]
+        plan += [entry for entry in chosen if entry is not None]
     c = config.collection()
     with tempfile.TemporaryDirectory(prefix="sparsebook-seismic-") as folder:
         _build_chosen(config, c.documents, plan, Path(folder))
@@ -263,7 +265,11 @@ def _build_chosen(config: Config, documents: Tensor, plan: Rows, folder: Path) -
 
 def _timed(config: Config, experiment: str, jobs: Rows) -> Rows:
     """Time plans, each process going through all jobs (sizes); one set of rows for every process."""
-    arguments = {"config": replace(config, _loaded={}), "experiment": experiment, "jobs": jobs}
+    arguments: dict[str, Any] = {
+        "config": replace(config, _loaded={}),
+        "experiment": experiment,
+        "jobs": jobs,
+    }
     if config.processes == 0:
         results = [time_plans(**arguments) for _ in range(config.in_process)]
     else:
@@ -300,7 +306,7 @@ def _time_plan(config: Config, experiment: str, c: SparseCollection, plan: Rows)
     out: Rows = []
     for entry in plan:
         name = f"{entry['method']}@{entry['target']}"
-        metrics = {"time": (np.median(seconds[name]) / queries.shape[0] * MICRO, "us")}
+        metrics: dict[str, Any] = {"time": (np.median(seconds[name]) / queries.shape[0] * MICRO, "us")}
         if f"{name}|call" in seconds:
             metrics["time_call"] = (np.median(seconds[f"{name}|call"]) / few.shape[0] * MICRO, "us")
         metrics["recall"] = (entry["recall"], "recall")
@@ -346,9 +352,9 @@ def run_growth(config: Config) -> pd.DataFrame:
 
     Rows with experiment ``growth`` are the tuning, those with ``growth_speed`` the timing in processes.
     """
-    stages: Stages = {f"tune n={n}": lambda n=n: _tune_size(config, n) for n in config.sizes}
+    stages: Stages = {f"tune n={n}": partial(_tune_size, config, n) for n in config.sizes}
     tuned = run(config, stages, "growth")
-    speed = run(config, {"time": lambda: _time_sizes(config, tuned)}, "growth")
+    speed = run(config, {"time": partial(_time_sizes, config, tuned)}, "growth")
     return pd.concat([tuned, speed], ignore_index=True)
 
 
@@ -393,9 +399,7 @@ def _time_sizes(config: Config, tuned: pd.DataFrame) -> pd.DataFrame:
 
 def run_share(config: Config) -> pd.DataFrame:
     """Share of the query's postings that is touched, over collections and sizes, at recall of `TARGET`."""
-    stages: Stages = {
-        f"collection {seed}": lambda seed=seed: _share(config, seed) for seed in config.collections
-    }
+    stages: Stages = {f"collection {seed}": partial(_share, config, seed) for seed in config.collections}
     return run(config, stages, "share")
 
 
@@ -451,35 +455,33 @@ def run_ablation(config: Config) -> pd.DataFrame:
 
     Rows: recall and documents evaluated over the grid of search settings, and bytes, for every collection.
     """
-    knobs: dict[str, Any] = {}
-
-    def matched() -> dict[str, Any]:
-        return knobs or knobs.update(match_bytes(config)) or knobs
-
+    matched = cache(partial(match_bytes, config))  # only if a collection is still to be measured
     stages: Stages = {
-        f"collection {seed}": lambda seed=seed: _ablate(config, seed, matched())
-        for seed in config.collections
+        f"collection {seed}": partial(_ablate, config, seed, matched) for seed in config.collections
     }
     return run(config, stages, "ablation")
 
 
 def match_bytes(config: Config) -> dict[str, Any]:
-    """Knobs that give every arm the summary bytes of Seismic's, found on a collection not reported."""
-    c = config.collection(min(config.n_documents, 20_000), seed=99)
+    """Knobs that give every arm the summary bytes of Seismic's, found on a collection not reported.
+
+    Interpolated between a few builds; at scale `smoke` that has to do, otherwise the neighbours are tried.
+    """
+    c = config.collection(seed=99)
     wanted = _entries(c, config, {})
     energies = np.array([0.2, 0.3, 0.4, 0.5])
     sizes = [_entries(c, config, {"blocking": "fixed", "summary_energy": float(e)}) for e in energies]
-    energy = float(np.interp(wanted, sizes, energies))
-    length = {}
+    found = {"energy": float(np.interp(wanted, sizes, energies))}
     for blocking in ("kmeans", "fixed"):
         guesses = (8, 64)
         sizes = [_entries(c, config, _fixed_length(blocking, guess)) for guess in guesses]
-        first = round(float(np.interp(wanted, sizes, guesses)))
-        near = range(max(1, first - 1), first + 2)
-        length[blocking] = min(
-            near, key=lambda n: abs(_entries(c, config, _fixed_length(blocking, n)) - wanted)
-        )
-    return {"energy": energy, "kmeans_length": length["kmeans"], "fixed_length": length["fixed"]}
+        first = max(1, round(float(np.interp(wanted, sizes, guesses))))
+        misses = {
+            length: abs(_entries(c, config, _fixed_length(blocking, length)) - wanted)
+            for length in ([first] if config.scale == "smoke" else range(max(1, first - 1), first + 2))
+        }
+        found[f"{blocking}_length"] = min(misses, key=lambda length: misses[length])
+    return found
 
 
 def _fixed_length(blocking: str, length: int) -> dict[str, Any]:
@@ -498,11 +500,12 @@ def _arm(c: SparseCollection, config: Config, more: dict[str, Any]) -> Seismic:
     return Seismic.build(c.documents, recipe, config.threads, **more)
 
 
-def _ablate(config: Config, seed: int, knobs: dict[str, Any]) -> pd.DataFrame:
+def _ablate(config: Config, seed: int, matched: Callable[[], dict[str, Any]]) -> pd.DataFrame:
+    knobs = matched()
     c = config.collection(seed=seed)
     queries = c.split_queries(config.n_tuning)[1]
     truth = exact_topk(InvertedIndex.build(c.documents), queries, config.k)[0]
-    arms = {
+    arms: dict[str, dict[str, Any]] = {
         "seismic": {},
         "fixed_blocks": {"blocking": "fixed", "summary_energy": knobs["energy"]},
         "fixed_summaries": _fixed_length("kmeans", knobs["kmeans_length"]),
@@ -529,9 +532,9 @@ def _ablate(config: Config, seed: int, knobs: dict[str, Any]) -> pd.DataFrame:
             recall = overlap_at_k(found, truth).mean().item()
             metrics = {"recall": (recall, "recall"), "documents": (documents, "documents")}
             out += tidy("ablation", name, seed, metrics, setting=_text(setting))
-    engine = _built(config, Seismic, c.documents, config.near_exact)
+    near = _built(config, Seismic, c.documents, config.near_exact)
     setting = {"query_cut": 10, "heap_factor": 0.8}
-    recall = overlap_at_k(engine.run(queries, config.k, **setting)[0], truth).mean().item()
+    recall = overlap_at_k(near.run(queries, config.k, **setting)[0], truth).mean().item()
     out += tidy("ablation", "near_exact", seed, {"recall": (recall, "recall")}, setting=_text(setting))
     return pd.DataFrame(out)
 
@@ -539,28 +542,29 @@ def _ablate(config: Config, seed: int, knobs: dict[str, Any]) -> pd.DataFrame:
 def run_sweeps(config: Config) -> pd.DataFrame:
     """lambda, c and alpha one at a time: bytes, recall and documents evaluated; and how those spread."""
     base = config.recipes[0]
-    sweeps = {
+    sweeps: dict[str, list[Any]] = {
         "n_postings": [max(5, round(base.n_postings * f)) for f in (0.15, 0.3, 0.6, 1, 2)],
         "centroid_fraction": [0.02, 0.05, 0.1, 0.2],
         "summary_energy": [0.2, 0.3, 0.4, 0.6, 0.8],
     }
     stages: Stages = {
-        f"{knob}={value}": lambda knob=knob, value=value: _sweep(config, knob, value)
+        f"{knob}={value}": partial(_sweep, config, knob, value)
         for knob, values in sweeps.items()
-        for value in values
+        for value in (values[1::2] if config.scale == "smoke" else values)
     }
     return run(config, stages, "sweeps")
 
 
-def _sweep(config: Config, knob: str, value: float) -> pd.DataFrame:
+def _sweep(config: Config, knob: str, value: Any) -> pd.DataFrame:
     c = config.collection()
     queries = c.split_queries(config.n_tuning)[1]
     truth = exact_topk(InvertedIndex.build(c.documents), queries, config.k)[0]
-    recipe = replace(config.recipes[0], **{knob: value})
+    changed: dict[str, Any] = {knob: value}
+    recipe = replace(config.recipes[0], **changed)
     engine = Seismic.build(c.documents, recipe, config.threads)
     out: Rows = []
-    for setting in ({"query_cut": 3, "heap_factor": 1.0}, {"query_cut": 5, "heap_factor": 0.9},
-                    {"query_cut": 10, "heap_factor": 0.8}):  # fmt: skip
+    for cut, h in ((3, 1.0), (5, 0.9), (10, 0.8)):
+        setting: Setting = {"query_cut": cut, "heap_factor": h}
         recall = overlap_at_k(engine.run(queries, config.k, **setting)[0], truth).mean().item()
         touched = engine.touched(queries, config.k, **setting)
         metrics = {
@@ -596,7 +600,7 @@ def run_errors(config: Config) -> pd.DataFrame:
             "blocks skipped, h=1.0": (cut, 1.0),
         }
         for step, (opened, h) in steps.items():
-            setting = {"query_cut": opened, "heap_factor": h}
+            setting: Setting = {"query_cut": opened, "heap_factor": h}
             recall = overlap_at_k(engine.run(queries, config.k, **setting)[0], truth).mean().item()
             documents = engine.touched(queries, config.k, **setting)["documents"]
             metrics = {"recall": (recall, "recall"), "documents": (documents.mean(), "documents")}
@@ -679,7 +683,9 @@ def _limits(config: Config, name: str, c: SparseCollection) -> pd.DataFrame:
         functions = {"exact": lambda: exact.run(queries, config.k)}
         functions["ours"] = lambda: engine.run(queries, config.k, query_cut=8, heap_factor=0.8)
         seconds = compare(functions, config.repeats, warmup=1)
-    micro = {f"time_{name}": (np.median(s) / queries.shape[0] * MICRO, "us") for name, s in seconds.items()}
+    micro: dict[str, Any] = {
+        f"time_{name}": (np.median(s) / queries.shape[0] * MICRO, "us") for name, s in seconds.items()
+    }
     return pd.DataFrame(out + tidy("limits", name, config.seed, micro))
 
 
@@ -688,7 +694,7 @@ def _limits(config: Config, name: str, c: SparseCollection) -> pd.DataFrame:
 
 def run_build(config: Config) -> pd.DataFrame:
     """Build time on two threads in processes of their own, and bytes, ours beside others'."""
-    return run(config, {"build": lambda: _build(config)}, "build")
+    return run(config, {"build": partial(_build, config)}, "build")
 
 
 def _build(config: Config) -> pd.DataFrame:
@@ -751,7 +757,7 @@ def run_live(config: Config) -> pd.DataFrame:
     queries = c.split_queries(config.n_tuning)[1]
     exact = TermAtATime.build(c.documents)
     ours = Seismic.build(c.documents, config.recipes[0], config.threads)
-    setting = {"query_cut": 5, "heap_factor": 0.9}
+    setting: Setting = {"query_cut": 5, "heap_factor": 0.9}
     found, truth = ours.run(queries, config.k, **setting)[0], exact.run(queries, config.k)[0]
     functions = {
         "seismic": _call(ours, queries, config.k, _text(setting)),
@@ -800,7 +806,7 @@ def slopes(config: Config) -> Iterator[tuple[int, float, float]]:
         index = SeismicIndex.build(whole.first(n).documents, n_postings=n, max_fraction=1e6)
         functions = {
             "exhaustive": _call(
-                Seismic(index), queries, config.k, '{"query_cut": 1000000, "heap_factor": 0}'
+                Seismic(index), queries, config.k, '{"query_cut": 1000000, "heap_factor": 0.0}'
             ),
             "constant": _call(small, queries, config.k, "{}"),
         }

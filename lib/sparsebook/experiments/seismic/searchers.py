@@ -51,7 +51,7 @@ class Searcher:
         """Each query prepared as a batch of one."""
         return [self.prepare(rows(queries, q, q + 1)) for q in range(queries.shape[0])]
 
-    def run(self, prepared: Any, k: int, **setting: Any) -> Any:
+    def run(self, prepared: Any, k: int, *args: Any, **setting: Any) -> Any:
         """Answer the queries, on one thread."""
         raise NotImplementedError
 

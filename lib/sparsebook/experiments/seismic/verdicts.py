@@ -178,7 +178,7 @@ def tenfold(ratios: pd.DataFrame, factor: float = 10.0, cap: float = 9.0) -> np.
 def curve(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Pareto front of documents evaluated against recall, both ascending."""
     wide = table[table.setting.notna()].pivot_table(index="setting", columns="metric", values="value")
-    front = wide.iloc[pareto_front(wide.documents, wide.recall)]
+    front = wide.iloc[pareto_front(wide.documents.tolist(), wide.recall.tolist())]
     return front.recall.to_numpy(), front.documents.to_numpy()
 
 
@@ -269,8 +269,10 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         "bytes_ratio": f"{samples['C6b'][0]:.2f}",
         "near_exact": f"{samples['C8a'].mean():.4f}",
         "exact_us": _micro(micro, "term_at_a_time", 1.0),
-        "collections": str(len(config.collections)),
-        "processes": str(config.processes or config.in_process),
+        "collections": str(found["share"].seed.nunique()),
+        "n_documents": f"{config.n_documents:,}",
+        "n_tuning": str(config.n_tuning),
+        "processes": str(speed.process.nunique()),
     }
     for claim, target in zip(("H1a", "H1b", "H1c"), (*config.targets, config.targets[-1]), strict=False):
         text[f"peer_ratio_{claim[-1]}"] = f"{_geometric(samples[claim]):.2f}"
@@ -328,6 +330,21 @@ def _crossing(ratios: pd.Series) -> str:
     first = int(np.argmax(logs >= 0))
     at = n[first - 1] - logs[first - 1] * (n[first] - n[first - 1]) / (logs[first] - logs[first - 1])
     return f"about {float(f'{np.exp(at):.2g}'):,.0f}"
+
+
+def agreement(live: pd.Series, found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:
+    """Whether the live cell lies where the collections of the ablation predict one more."""
+    from sparsebook.recorded import inside_prediction
+
+    setting = json.dumps({"query_cut": 5, "heap_factor": 0.9})
+    table = found["ablation"]
+    cell = table[(table.method == "seismic") & (table.setting == setting)]
+    out = {}
+    for metric in ("recall", "documents"):
+        recorded = cell[cell.metric == metric]["value"]
+        inside = inside_prediction(float(live[metric]), recorded.to_numpy())
+        out[metric] = "inside the prediction" if inside else "OUTSIDE the prediction"
+    return pd.DataFrame({"one live cell against the recorded collections": out})
 
 
 def peer_table(found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:

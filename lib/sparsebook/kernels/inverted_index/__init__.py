@@ -70,9 +70,9 @@ class InvertedIndex:
     def from_scipy(cls, documents: scipy.sparse.spmatrix) -> "InvertedIndex":
         """Index any SciPy sparse matrix of documents."""
         csr = scipy.sparse.csr_matrix(documents, dtype=np.float32)
-        parts = (csr.indptr.astype(np.int64), csr.indices.astype(np.int64), csr.data)
-        tensors = [torch.from_numpy(np.ascontiguousarray(part)) for part in parts]
-        return cls.build(torch.sparse_csr_tensor(*tensors, size=csr.shape, check_invariants=False))
+        crow, col = (torch.from_numpy(part.astype(np.int64)) for part in (csr.indptr, csr.indices))
+        values = torch.from_numpy(np.ascontiguousarray(csr.data))
+        return cls.build(torch.sparse_csr_tensor(crow, col, values, size=csr.shape, check_invariants=False))
 
     @classmethod
     def _from_columns(cls, columns: scipy.sparse.csc_matrix) -> "InvertedIndex":
@@ -321,7 +321,8 @@ def _numba_threads(n: int) -> Iterator[None]:
     import numba
 
     before = numba.get_num_threads()
-    numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(n, most))
     try:
         yield
     finally:
