@@ -1,4 +1,4 @@
-"""The index against the method in NumPy, the method against its definitions, the whole against exact search."""
+"""The index against the method in NumPy, the method against its definitions, all against exact search."""
 
 import inspect
 import os
