@@ -2,6 +2,10 @@
 
 import inspect
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,7 +97,7 @@ def spans_of(*rows: list[tuple[int, int]]) -> Tensor:
 # Blocks --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 2),
     heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]),
@@ -298,7 +302,7 @@ def test_density_counts_what_is_computed() -> None:
 # Vertical and slash lines --------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     tokens=st.integers(1, 200),
     block=st.sampled_from([1, 8, 64]),
@@ -636,6 +640,23 @@ def test_other_arguments_that_do_not_fit() -> None:
         paged_attention(q[:, :, :1], k, v, torch.zeros(1, 3, 1, dtype=torch.int64), page_size=16)
     with pytest.raises(ValueError, match="must be a BlockMask"):
         unchecked(block_sparse_attention)(q, k, v, index)
+
+
+def test_a_processor_without_wide_vectors(tmp_path: Path) -> None:
+    """The code that other machines compile: nothing beyond what every 64-bit processor has."""
+    script = (
+        "import torch\n"
+        "from sparsebook.kernels.block_attention import SpanIndex, cpu, span_attention\n"
+        "from torch.nn.functional import scaled_dot_product_attention\n"
+        "assert cpu.WIDTH == 4\n"
+        "q, k, v = torch.randn(3, 1, 2, 70, 20)\n"
+        "index = SpanIndex.from_spans(torch.tensor([[[[[0, 70]]]]]), 70)\n"
+        "expected = scaled_dot_product_attention(q, k, v, is_causal=True)\n"
+        "torch.testing.assert_close(span_attention(q, k, v, index), expected)\n"
+    )
+    target = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    target |= {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "1"}  # a quick compilation
+    subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | target)
 
 
 def test_the_same_result_for_any_number_of_threads() -> None:

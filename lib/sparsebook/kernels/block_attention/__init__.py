@@ -88,6 +88,8 @@ def block_sparse_attention(
     The operator is ``sparsebook::block_attention``; gradients reach q, k and v through out and lse.
     """
     scale = _check_tensors(q, k, v, scale)
+    if not isinstance(block_mask, BlockMask):
+        raise ValueError(f"block_mask must be a BlockMask of FlexAttention, got {type(block_mask).__name__}")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     lists = read_block_mask(block_mask, shape, causal)
     _check_device("block_mask", lists.counts, q)

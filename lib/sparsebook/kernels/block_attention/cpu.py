@@ -36,8 +36,11 @@ _ROWS = 8  # accumulator rows of the large product; with two vectors a row they 
 
 
 def _vector_width() -> int:
-    features = llvmlite.binding.get_host_cpu_features()
-    return 16 if features.get("avx512f") else 8 if features.get("avx") else 4
+    """Floats in a register of the processor that Numba compiles for."""
+    features = numba.config.CPU_FEATURES
+    if features is None:
+        features = llvmlite.binding.get_host_cpu_features().flatten()
+    return 16 if "+avx512f" in features else 8 if "+avx," in f"{features}," else 4
 
 
 WIDTH = _vector_width()
@@ -215,26 +218,26 @@ def _take_number(_context, counter):
 @no_type_check
 def _multiply(out, at_out, out_row, rows, a, at_a, a_row, a_step, b, b_row, lanes, steps, add):
     """out[r, lanes] (+)= sum_t a[r, t] * b[t, lanes]; `lanes` is a multiple of the vector width."""
-    for r in range(0, rows - _ROWS + 1, _ROWS):
-        for c in range(0, lanes - _PAIR + 1, _PAIR):
+    whole = rows - rows % _ROWS
+    for c in range(0, lanes - _PAIR + 1, _PAIR):
+        for r in range(0, whole, _ROWS):
             _product_8x2(
                 out, at_out + r * out_row + c, out_row, a, at_a + r * a_row, a_row, a_step, b, c, b_row,
                 steps, add,
             )  # fmt: skip
-        if lanes % _PAIR:
-            c = lanes - WIDTH
-            _product_8x1(
-                out, at_out + r * out_row + c, out_row, a, at_a + r * a_row, a_row, a_step, b, c, b_row,
-                steps, add,
-            )  # fmt: skip
-    for r in range(rows - rows % _ROWS, rows):
-        for c in range(0, lanes - _PAIR + 1, _PAIR):
+        for r in range(whole, rows):
             _product_1x2(
                 out, at_out + r * out_row + c, out_row, a, at_a + r * a_row, a_row, a_step, b, c, b_row,
                 steps, add,
             )  # fmt: skip
-        if lanes % _PAIR:
-            c = lanes - WIDTH
+    if lanes % _PAIR:
+        c = lanes - WIDTH
+        for r in range(0, whole, _ROWS):
+            _product_8x1(
+                out, at_out + r * out_row + c, out_row, a, at_a + r * a_row, a_row, a_step, b, c, b_row,
+                steps, add,
+            )  # fmt: skip
+        for r in range(whole, rows):
             _product_1x1(
                 out, at_out + r * out_row + c, out_row, a, at_a + r * a_row, a_row, a_step, b, c, b_row,
                 steps, add,

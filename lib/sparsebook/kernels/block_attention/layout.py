@@ -248,8 +248,6 @@ def read_block_mask(mask: BlockMask, shape: tuple[int, int, int, int], causal: b
         If the mask has another shape, its lists are out of range, unsorted or repeated, or its `mask_mod`
         is neither a pattern of whole blocks nor plain causal attention.
     """
-    if not isinstance(mask, BlockMask):
-        raise ValueError(f"block_mask must be a BlockMask of FlexAttention, got {type(mask).__name__}")
     batch, heads, n_queries, n_keys = shape
     block_q, block_k = mask.BLOCK_SIZE
     n_rows, n_columns = -(-n_queries // block_q), -(-n_keys // block_k)
