@@ -36,6 +36,16 @@ def _subplots(n: int = 1, width: float = 6.8, height: float = 3.8) -> "tuple[Fig
     return figure, list(axes[0])
 
 
+def _plain_logarithmic(*axes: Any) -> None:
+    """Ticks at 1, 2 and 5 of every decade, written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
 def _relabel(axes: "Axes", **options: Any) -> None:
     handles, names = axes.get_legend_handles_labels()
     axes.legend(handles, [LABELS.get(name, name) for name in names], **options)
@@ -82,10 +92,12 @@ def draw_front_of_methods(table: pd.DataFrame, low: float = 0.80) -> "Figure":
             continue
         draw_front(axes, wide.time.tolist(), wide.recall.tolist(), method)
     for method, micro in exact:
-        axes.axhline(micro, color=color(method), ls="--" if method == "term_at_a_time" else ":", lw=1.2)
-        axes.text(low, micro, f" {LABELS[method]}", color=color(method), fontsize=8, va="bottom")
+        axes.axhline(
+            micro, color=color(method), ls="--" if method == "term_at_a_time" else ":", lw=1.4, label=method
+        )
     axes.set(yscale="log", xlabel="recall@10 against exact search", ylabel="µs per query, one thread")
     axes.set_xlim(low, 1.002)
+    _plain_logarithmic(axes.yaxis)
     _relabel(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -117,6 +129,10 @@ def draw_growth(growth: pd.DataFrame) -> "Figure":
             )
     right.axhline(1, color="0.6", lw=1)
     right.set(xscale="log", yscale="log", xlabel="documents", ylabel="times slower than Seismic")
+    _plain_logarithmic(left.yaxis, right.yaxis)
+    for side in (left, right):
+        _plain_logarithmic(side.xaxis)
+        side.tick_params(axis="x", rotation=45)
     return figure
 
 
@@ -129,11 +145,13 @@ def draw_ablation(table: pd.DataFrame) -> "Figure":
         grid = np.linspace(max(low, 0.85), high, 30)
         logs = np.array([np.interp(grid, r, np.log(d)) for r, d in curves])
         label = "clusters, mass summaries" if method == "seismic" else LABELS[method]
-        axes.plot(grid, np.exp(logs.mean(0)), color=color(method), label=label)
+        style = "--" if method == "fixed_both" else "-"
+        axes.plot(grid, np.exp(logs.mean(0)), style, color=color(method), label=label)
         axes.fill_between(
             grid, np.exp(logs.min(0)), np.exp(logs.max(0)), color=color(method), alpha=0.15, lw=0
         )
     axes.set(xlabel="recall@10", ylabel="documents evaluated per query", yscale="log")
+    _plain_logarithmic(axes.yaxis)
     axes.legend()
     return figure
 
@@ -151,7 +169,7 @@ def draw_errors(table: pd.DataFrame) -> "Figure":
     ]
     shades = ("#9ecae1", "#4292c6", "#08519c")
     for shade, cut in zip(shades, steps.columns, strict=False):
-        left.plot(steps.loc[order, cut], range(len(order)), "o-", color=shade, label=f"{cut} lists")
+        left.plot(steps.loc[order, cut], range(len(order)), "o-", color=shade, label=f"{cut:.0f} lists")
     left.set_yticks(range(len(order)), order)
     left.invert_yaxis()
     left.set(xlabel="recall@10")
@@ -165,6 +183,8 @@ def draw_errors(table: pd.DataFrame) -> "Figure":
             own.value, np.append(own.level, own.level.iloc[-1] * 1.2), fill=True, color=color("seismic")
         )
         axes.set(xscale="log", xlabel=text, ylabel="blocks" if metric == "block_sizes" else "queries")
+        _plain_logarithmic(axes.xaxis)
+        axes.tick_params(axis="x", rotation=45)
     return figure
 
 
@@ -186,6 +206,7 @@ def draw_sweeps(table: pd.DataFrame) -> "Figure":
                 ax.annotate(f"{level:g}", (row.documents, row.recall), fontsize=7, xytext=(3, -8),
                             textcoords="offset points")  # fmt: skip
         ax.set(xlabel="documents evaluated", title=text, xscale="log")
+        _plain_logarithmic(ax.xaxis)
     axes[0].set_ylabel("recall@10")
     return figure
 
@@ -201,5 +222,6 @@ def draw_limits(table: pd.DataFrame) -> "Figure":
         right.scatter(wide.recall, wide.skipped, s=14, color=colors[method])
     left.set(xlabel="recall@10", ylabel="share of the collection evaluated", yscale="log")
     right.set(xlabel="recall@10", ylabel="share of blocks skipped", ylim=(0, 1))
+    _plain_logarithmic(left.yaxis)
     left.legend()
     return figure

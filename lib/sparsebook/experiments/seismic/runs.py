@@ -291,6 +291,7 @@ def time_plans(config: Config, experiment: str, jobs: Rows) -> Rows:
 
 def _time_plan(config: Config, experiment: str, c: SparseCollection, plan: Rows) -> Rows:
     queries = c.split_queries(config.n_tuning)[1]
+    queries = rows(queries, 0, min(config.n_timed, queries.shape[0]))
     few = rows(queries, 0, min(100, queries.shape[0]))
     functions, engines = {}, {}
     for entry in plan:
@@ -789,12 +790,8 @@ def fingerprint(n_documents: int = 3_000, seed: int = 0) -> list[float]:
     engine = Seismic.build(c.documents, Recipe(100))
     found = engine.run(queries, 10, query_cut=5, heap_factor=0.9)[0]
     documents = engine.touched(queries, 10, 5, 0.9)["documents"]
-    return [
-        *overlap_at_k(found, ids).tolist(),
-        *documents.tolist(),
-        *scores[:, 0].tolist(),
-        float((scores - reference).abs().max() < 1e-4),
-    ]
+    agree = float((scores - reference).abs().max() < 1e-4)
+    return [*overlap_at_k(found, ids).tolist(), *map(float, documents), *scores[:, 0].tolist(), agree]
 
 
 def slopes(config: Config) -> Iterator[tuple[int, float, float]]:

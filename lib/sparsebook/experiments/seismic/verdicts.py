@@ -239,7 +239,7 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     speed = front[(front.experiment == "speed") & (front.metric == "time")]
     micro = speed.groupby(["method", "target"])["value"].median()
     steps = found["errors"]
-    steps = steps[steps.metric == "recall"].pivot_table(index="step", columns="query_cut", values="value")
+    steps = steps[steps.query_cut == 5].pivot_table(index="step", columns="metric", values="value")
     tenth = np.median(samples["H6"])
     text = {
         "largest_n": f"{sizes[-1]:,}",
@@ -280,7 +280,8 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         text[f"peer_us_{claim[-1]}"] = _micro(micro, "pyseismic", target)
     for step, name in (("lists cut", "lists_cut"), ("few lists opened", "few_lists"),
                        ("blocks skipped, h=0.9", "skipped")):  # fmt: skip
-        text[f"recall_{name}"] = f"{steps.loc[step, 5]:.3f}"
+        text[f"recall_{name}"] = f"{steps.loc[step, 'recall']:.4f}"
+        text[f"documents_{name}"] = f"{steps.loc[step, 'documents']:,.0f}"
     return text | _limit_answers(found["limits"])
 
 
