@@ -19,7 +19,7 @@ from sparsebook.kernels.inverted_index import InvertedIndex, impact_topk
 BYTES_PER_POSTING = 6
 
 
-def measure(n: int = 20_000, n_queries: int = 500, repeats: int = 15) -> dict[str, tuple[float, float]]:
+def measure(n: int = 20_000, n_queries: int = 200, repeats: int = 7) -> dict[str, tuple[float, float]]:
     """Microseconds per query and ratio over ours for every exact search that is installed."""
     collection = topic_vectors(n, n_queries)
     functions = {}

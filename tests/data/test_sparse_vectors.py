@@ -182,3 +182,13 @@ def test_from_scipy_sorts_and_sums():
         (np.array([1.0, 2.0, 3.0]), np.array([2, 0, 2]), np.array([0, 3])), shape=(1, 3)
     )
     assert from_scipy(matrix).to_dense().tolist() == [[2.0, 0.0, 4.0]]
+
+
+def test_with_queries_draws_from_them():
+    collection = topic_vectors(5, 20)
+    drawn, again = collection.with_queries(6, seed=1), collection.with_queries(6, seed=1)
+    assert drawn.documents is collection.documents
+    assert torch.equal(drawn.queries.values(), again.queries.values())
+    rows_of = {tuple(row.tolist()) for row in collection.queries.to_dense()}
+    assert all(tuple(row.tolist()) in rows_of for row in drawn.queries.to_dense())
+    assert collection.with_queries(99).queries.shape[0] == 20
