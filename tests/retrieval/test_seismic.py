@@ -361,6 +361,7 @@ def test_statistics_count_what_is_touched(index, queries):
         assert counts["documents"][i] == len(np.unique(np.concatenate(blocks)))
     assert counts["blocks_skipped"].sum() == 0
     assert (counts["chunks"] >= counts["documents"]).all()
+    assert (counts["bytes"] >= 128 * counts["chunks"] + 4 * counts["summary_entries"]).all()
 
 
 def test_shuffled_summaries_cost_recall(index, collection, queries):
@@ -551,6 +552,11 @@ def test_another_dimension_is_refused(index):
         index.batch_search(matrix([1], [1]), 1, 1, 1.0)
     with pytest.raises(ValueError, match="coords, values"):
         index.search(np.array([8000]), np.array([1.0], np.float32), 1, 1, 1.0)
+
+
+def test_a_collection_without_columns_is_refused():
+    with pytest.raises(ValueError, match="documents: 0 columns"):
+        SeismicIndex.build(sparse.csr_matrix((3, 0), dtype=np.float32), 5)
 
 
 def test_too_many_blocks_in_a_list_are_refused():

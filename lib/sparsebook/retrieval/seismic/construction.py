@@ -11,7 +11,7 @@ from numba import njit
 
 HASH = 0x9E3779B1  # odd, so that multiplying by it permutes the integers modulo any power of two
 LOW = np.uint64(0xFFFFFFFF)
-BUCKET_ENTRIES = 4  # summary entries in a bucket of the directory, on average
+BUCKET_ENTRIES = 8  # summary entries in a bucket of the directory, on average
 
 
 class Collection(NamedTuple):

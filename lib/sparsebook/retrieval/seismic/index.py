@@ -18,7 +18,7 @@ from sparsebook.retrieval.seismic import method
 from sparsebook.retrieval.seismic.checks import at_least, check_rows, one_of, rows_of
 from sparsebook.retrieval.seismic.construction import HASH, Collection, Growing, Recipe, build_lists
 from sparsebook.retrieval.seismic.lanes import GROUP_WORDS, MOST_GROUPS
-from sparsebook.retrieval.seismic.scan import CHUNK, STATISTICS, Layout, Scratch, search_many
+from sparsebook.retrieval.seismic.scan import CHUNK, COUNTS, Layout, Scratch, search_many
 from sparsebook.retrieval.seismic.storage import aligned_empty, read_arrays, write_arrays
 
 MOST_BLOCKS = 65535  # in a list: block numbers are 16 bits
@@ -92,6 +92,8 @@ class SeismicIndex:
         parameters = {name: value for name, value in locals().items() if name not in ("cls", "documents")}
         _check_parameters(**parameters)
         rows, dim = rows_of(documents, "documents")
+        if dim < 1:
+            raise ValueError(f"documents: {dim} columns; expected at least 1")
         matrix = _rounded(rows, dim)
         if pruning == "global":
             list_ptr, list_ids, _ = method.global_threshold_prune(matrix, n_postings, max_fraction)
@@ -167,7 +169,8 @@ class SeismicIndex:
         -------
         ids : int64 [queries, k], best first, -1 where fewer documents were reached
         scores : float32 [queries, k], -inf there; float16 document values, float32 sums
-        touched : int64 [queries, 6], the counts named by ``SeismicIndex.STATISTICS`` (only on request)
+        touched : int64 [queries, 7], the counts named by ``SeismicIndex.STATISTICS`` (only on request); the
+            bytes are those of documents, summary entries, block headers and postings
 
         Raises
         ------
@@ -181,7 +184,7 @@ class SeismicIndex:
         found = self._search(rows, k, query_cut, heap_factor, sort_first, n_threads)
         return tuple(map(torch.from_numpy, found if statistics else found[:2]))
 
-    STATISTICS = STATISTICS
+    STATISTICS = (*COUNTS, "bytes")
 
     def _search(
         self,
@@ -200,7 +203,7 @@ class SeismicIndex:
         reach = min(k, self.n_documents)
         ids = np.full((count, k), -1, dtype=np.int64)
         scores = np.full((count, k), -np.inf, dtype=np.float32)
-        touched = np.zeros((count, len(STATISTICS)), dtype=np.int64)
+        touched = np.zeros((count, len(self.STATISTICS)), dtype=np.int64)
 
         def part(first: int, last: int) -> None:
             scratch = self._scratch(reach)
@@ -214,7 +217,22 @@ class SeismicIndex:
             part(0, count)
         elif reach > 0:
             _in_threads(part, np.unique(np.linspace(0, count, n_threads + 1).astype(int)), n_threads)
+        touched[:, -1] = touched[:, :-1] @ self._count_bytes()
         return ids, scores, touched
+
+    def _count_bytes(self) -> np.ndarray:
+        """Bytes that one of each of the ``COUNTS`` reads."""
+        layout = self._layout
+        entry = layout.entry.itemsize + (layout.value.itemsize if layout.value.size else 0)
+        header = layout.scale.itemsize * 2
+        sizes = {
+            "chunks": 2 * CHUNK * layout.rows.itemsize,
+            "blocks_visited": header + layout.block_posting.itemsize,
+            "blocks_skipped": header,
+            "postings": layout.postings.itemsize,
+            "summary_entries": entry,
+        }
+        return np.array([sizes.get(count, 0) for count in COUNTS], dtype=np.int64)
 
     def _scratch(self, k: int) -> Scratch:
         try:
@@ -395,6 +413,8 @@ def _layout(
     recipe: Recipe,
     n_threads: int,
 ) -> Layout:
+    if list_ids.size >= 1 << 32:
+        raise ValueError(f"n_postings: keeps {list_ids.size} postings; expected fewer than 2**32")
     dim = matrix.shape[1]
     documents, seen = _collection(matrix), _collection(points)
     postings = np.empty(list_ids.size, dtype=np.int64)

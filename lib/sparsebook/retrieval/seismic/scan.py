@@ -15,7 +15,7 @@ from sparsebook.retrieval.seismic.lanes import fill_tables, has_lanes, prefetch,
 
 CHUNK = 32  # entries of a document that lie together
 UNSCALE = np.float32(2.0**112)  # float16 bits shifted into a float32 are the value times 2 ** -112
-STATISTICS = ("documents", "chunks", "blocks_visited", "blocks_skipped", "postings", "summary_entries")
+COUNTS = ("documents", "chunks", "blocks_visited", "blocks_skipped", "postings", "summary_entries")
 
 
 class Layout(NamedTuple):
