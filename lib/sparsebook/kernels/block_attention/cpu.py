@@ -37,7 +37,7 @@ _ROWS = 8  # accumulator rows of the large product; with two vectors a row they 
 
 def _vector_width() -> int:
     """Floats in a register of the processor that Numba compiles for."""
-    features = numba.config.CPU_FEATURES
+    features = getattr(numba.config, "CPU_FEATURES", None)
     if features is None:
         features = llvmlite.binding.get_host_cpu_features().flatten()
     return 16 if "+avx512f" in features else 8 if "+avx," in f"{features}," else 4

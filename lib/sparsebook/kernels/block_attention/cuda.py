@@ -2,7 +2,7 @@
 
 One program computes a tile of queries of one head: it walks the lists of its block of queries and keeps the
 softmax's maximum, sum and weighted values in registers. Query heads of a group read the same keys; nothing is
-repeated. float32 products are exact (no TF32).
+repeated. float32 products are made of three TF32 products each, which keeps float32's accuracy.
 """
 
 import math
@@ -26,15 +26,28 @@ class Tiling(NamedTuple):
     stages: int
 
 
-def choose_tiling(dim: int, item_bytes: int, block_q: int, block_k: int) -> Tiling:
-    """A tiling that fits the shared memory of recent GPUs (100 KiB for the tiles)."""
+def choose_tiling(dim: int, item_bytes: int, block_q: int, block_k: int, shared: int = 232_448) -> Tiling:
+    """A tiling for heads of `dim` whose tiles fit into `shared` bytes of a multiprocessor."""
     rows = min(128, max(16, triton.next_power_of_2(block_q)))
     keys = min(128 if dim * item_bytes <= 128 else 64, max(16, triton.next_power_of_2(block_k)))
-    while rows * dim * item_bytes > 32768 and rows > 16:
+    while rows * dim * item_bytes > 32_768 and rows > 16:
         rows //= 2
-    while keys * dim * item_bytes > 16384 and keys > 16:
+    while keys * dim * item_bytes > 16_384 and keys > 16:
         keys //= 2
-    return Tiling(rows, keys, 8 if rows >= 128 else 4, 3)
+    stages = 3
+    if item_bytes == 4:  # a product of three: more registers
+        rows, keys, stages = min(rows, 64), min(keys, 32), 2
+    # A third on top of the tiles themselves for what the compiler stages in between.
+    while (rows + 2 * stages * keys) * dim * item_bytes * 4 // 3 > shared:
+        if stages > 2:
+            stages -= 1
+        elif keys > 16:
+            keys //= 2
+        elif rows > 16:
+            rows //= 2
+        else:
+            break
+    return Tiling(rows, keys, 8 if rows >= 128 else 4, stages)
 
 
 # Pieces of both kernels ----------------------------------------------------------------------------------
@@ -196,7 +209,7 @@ def block_attention_cuda(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and result as the operator `sparsebook::block_attention`; the lists must ascend."""
     counts, blocks, full_counts, full_blocks = (x.to(torch.int32).contiguous() for x in lists)
-    tiling = tiling or choose_tiling(max(q.shape[3], v.shape[3]), q.element_size(), block_q, block_k)
+    tiling = tiling or _tiling(q, v, block_q, block_k)
     n_queries, n_keys = q.shape[2], k.shape[2]
     per_block = -(-block_q // tiling.rows)
     grid = (-(-n_queries // block_q) * per_block, q.shape[0] * q.shape[1])
@@ -209,7 +222,7 @@ def block_attention_cuda(
             BOUNDED=n_keys % block_k != 0 or block_k % tiling.keys != 0, CAUSAL=causal,
             FULL=full_blocks.shape[3] > 0, **launch.options,
         )  # fmt: skip
-    return launch.tensors[3:]
+    return launch.tensors[3], launch.tensors[4], launch.tensors[5]
 
 
 # Spans and columns ---------------------------------------------------------------------------------------
@@ -287,7 +300,7 @@ def span_attention_cuda(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Arguments and result as the operator `sparsebook::span_attention`."""
     spans, columns, counts = (x.to(torch.int32).contiguous() for x in (spans, columns, counts))
-    tiling = tiling or choose_tiling(max(q.shape[3], v.shape[3]), q.element_size(), block, 128)
+    tiling = tiling or _tiling(q, v, block, 128)
     per_block = -(-block // tiling.rows)
     grid = (-(-q.shape[2] // block) * per_block, q.shape[0] * q.shape[1])
     launch = _prepare(q, k, v, scale, tiling)
@@ -297,7 +310,7 @@ def span_attention_cuda(
             spans.shape[3], *_steps(counts), columns.shape[3], *launch.sizes, per_block, launch.scale,
             block, group, offset, CAUSAL=causal, **launch.options,
         )  # fmt: skip
-    return launch.tensors[3:]
+    return launch.tensors[3], launch.tensors[4], launch.tensors[5]
 
 
 # Launching -----------------------------------------------------------------------------------------------
@@ -310,6 +323,15 @@ class _Launch(NamedTuple):
     options: dict[str, Any]
 
 
+def _tiling(q: Tensor, v: Tensor, block_q: int, block_k: int) -> Tiling:
+    dim = triton.next_power_of_2(max(q.shape[3], v.shape[3]))
+    if not q.is_cuda:
+        return choose_tiling(dim, q.element_size(), block_q, block_k)
+    properties = torch.cuda.get_device_properties(q.device)
+    shared = getattr(properties, "shared_memory_per_block_optin", 101_376)
+    return choose_tiling(dim, q.element_size(), block_q, block_k, shared)
+
+
 def _prepare(q: Tensor, k: Tensor, v: Tensor, scale: float, tiling: Tiling) -> _Launch:
     q, k, v = (x.contiguous() for x in (q, k, v))
     out = q.new_empty((*q.shape[:3], v.shape[3]))
@@ -319,7 +341,7 @@ def _prepare(q: Tensor, k: Tensor, v: Tensor, scale: float, tiling: Tiling) -> _
         "ROWS": tiling.rows, "KEYS": tiling.keys, "num_warps": tiling.warps, "num_stages": tiling.stages,
         "DIM": dim, "WIDE": max(16, triton.next_power_of_2(dim)),
         "VDIM": value_dim, "VWIDE": max(16, triton.next_power_of_2(value_dim)),
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32",
     }  # fmt: skip
     sizes = (q.shape[1], q.shape[1] // k.shape[1], q.shape[2], k.shape[2])
     return _Launch((q, k, v, out, lse, largest), sizes, scale * _LOG2E, options)
