@@ -303,8 +303,10 @@ def _attend_columns(k, v, head, columns, n_keys, dims, lanes, causal, first_quer
             break
         for j in range(count):
             row = head * n_keys + columns[start + j]
-            keys[j * dim : (j + 1) * dim] = k[row * dim : (row + 1) * dim]
-            values[j * value_dim : (j + 1) * value_dim] = v[row * value_dim : (row + 1) * value_dim]
+            for d in range(dim):
+                keys[j * dim + d] = k[row * dim + d]
+            for d in range(value_dim):
+                values[j * value_dim + d] = v[row * value_dim + d]
         _logits(keys, 0, count, dim, lanes, scratch)
         if causal and columns[start + count - 1] > first_query:
             for j in range(count):

@@ -15,9 +15,6 @@ from sparsebook.kernels.block_attention.gradient import Layout, span_attention_g
 from sparsebook.kernels.block_attention.layout import SpanIndex, block_spans
 from sparsebook.kernels.block_attention.reference import Result, span_attention_reference
 
-# Blocks of fewer keys are gathered into whole tiles instead of being multiplied one by one.
-_SMALL_BLOCK = 64
-
 Indices = tuple[Tensor, Tensor, Tensor]
 
 # Blocks --------------------------------------------------------------------------------------------------
@@ -28,21 +25,12 @@ def _block_cpu(
     block_q: int, block_k: int, causal: bool, scale: float,
 ) -> Result:  # fmt: skip
     lists = (counts, blocks, full_counts, full_blocks)
-    layout = _blocks_as_columns if block_k < _SMALL_BLOCK and q.dtype != torch.float64 else _blocks_as_spans
-    return _span_cpu(q, k, v, *layout(lists, block_k, k.shape[2]), block_q, 1, causal, 0, scale)
+    return _span_cpu(q, k, v, *_blocks_as_spans(lists, block_k, k.shape[2]), block_q, 1, causal, 0, scale)
 
 
 def _blocks_as_spans(lists: tuple[Tensor, Tensor, Tensor, Tensor], block_k: int, n_keys: int) -> Indices:
     spans = block_spans(lists, block_k, n_keys)
     return spans, spans.new_zeros((1, 1, spans.shape[2], 0)), spans.new_zeros((1, 1, spans.shape[2]))
-
-
-def _blocks_as_columns(lists: tuple[Tensor, Tensor, Tensor, Tensor], block_k: int, n_keys: int) -> Indices:
-    spans = block_spans(lists, block_k, n_keys)
-    start = torch.where(spans[..., 1] > spans[..., 0], spans[..., 0], n_keys).sort(-1).values
-    columns = (start[..., None] + torch.arange(block_k, device=start.device)).flatten(-2)
-    counts = (columns < n_keys).sum(-1)
-    return spans[:1, :1, :, :0], columns.int(), counts.int()
 
 
 def _block_cuda(
