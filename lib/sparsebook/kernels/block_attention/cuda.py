@@ -7,6 +7,7 @@ repeated. float32 products are made of three TF32 products each, which keeps flo
 
 import math
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -327,9 +328,13 @@ def _tiling(q: Tensor, v: Tensor, block_q: int, block_k: int) -> Tiling:
     dim = triton.next_power_of_2(max(q.shape[3], v.shape[3]))
     if not q.is_cuda:
         return choose_tiling(dim, q.element_size(), block_q, block_k)
-    properties = torch.cuda.get_device_properties(q.device)
-    shared = getattr(properties, "shared_memory_per_block_optin", 101_376)
-    return choose_tiling(dim, q.element_size(), block_q, block_k, shared)
+    return choose_tiling(dim, q.element_size(), block_q, block_k, _shared_memory(q.device.index or 0))
+
+
+@lru_cache
+def _shared_memory(device: int) -> int:
+    """Bytes of shared memory that one program may ask for."""
+    return int(triton.runtime.driver.active.utils.get_device_properties(device)["max_shared_mem"])
 
 
 def _prepare(q: Tensor, k: Tensor, v: Tensor, scale: float, tiling: Tiling) -> _Launch:
