@@ -15,7 +15,7 @@ from sparsebook.data.sparse_vectors import topic_vectors, write_vectors
 from sparsebook.evaluation.metrics import overlap_at_k
 from sparsebook.experiments import seismic as experiment
 from sparsebook.experiments.seismic import runs, verdicts
-from sparsebook.experiments.seismic.config import Config, Recipe
+from sparsebook.experiments.seismic.scales import Config, Recipe
 from sparsebook.experiments.seismic.searchers import SEARCHERS, SpladeIndex, installed
 from sparsebook.kernels.inverted_index import InvertedIndex, exact_topk
 

@@ -9,7 +9,6 @@
 tables of scale `full` with the book.
 """
 
-from sparsebook.experiments.seismic.config import Config, Recipe, config
 from sparsebook.experiments.seismic.figures import (
     draw_ablation,
     draw_concentration,
@@ -32,6 +31,7 @@ from sparsebook.experiments.seismic.runs import (
     run_share,
     run_sweeps,
 )
+from sparsebook.experiments.seismic.scales import Config, Recipe, config
 from sparsebook.experiments.seismic.verdicts import (
     agreement,
     answers,

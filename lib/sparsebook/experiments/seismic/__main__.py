@@ -2,7 +2,7 @@
 
 import sys
 
-from sparsebook.experiments.seismic.config import Config
+from sparsebook.experiments.seismic.scales import Config
 from sparsebook.experiments.seismic.verdicts import RECORDED, record
 
 if __name__ == "__main__":

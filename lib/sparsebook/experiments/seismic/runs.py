@@ -19,7 +19,7 @@ from sparsebook.data.text import wikipedia_passages
 from sparsebook.evaluation.machine import threads
 from sparsebook.evaluation.metrics import overlap_at_k
 from sparsebook.evaluation.timing import compare, in_processes, paired_median_ratio
-from sparsebook.experiments.seismic.config import Config, Recipe
+from sparsebook.experiments.seismic.scales import Config, Recipe
 from sparsebook.experiments.seismic.searchers import (
     SEARCHERS,
     BlockMax,
@@ -466,22 +466,19 @@ def run_ablation(config: Config) -> pd.DataFrame:
 def match_bytes(config: Config) -> dict[str, Any]:
     """Knobs that give every arm the summary bytes of Seismic's, found on a collection not reported.
 
-    Interpolated between a few builds; at scale `smoke` that has to do, otherwise the neighbours are tried.
+    Interpolated between a few builds.
     """
     c = config.collection(seed=99)
-    wanted = _entries(c, config, {})
+    stats = _arm(c, config, {}).index.stats()
+    wanted, mean = stats["summary_entries"], stats["summary_entries"] / max(stats["blocks"], 1)
     energies = np.array([0.2, 0.3, 0.4, 0.5])
     sizes = [_entries(c, config, {"blocking": "fixed", "summary_energy": float(e)}) for e in energies]
     found = {"energy": float(np.interp(wanted, sizes, energies))}
     for blocking in ("kmeans", "fixed"):
-        guesses = (8, 64)
+        # Short summaries are not filled up to a fixed length, so it lies above the mean of the others.
+        guesses = [max(1, round(mean * factor)) for factor in (0.8, 1.0, 1.3)]
         sizes = [_entries(c, config, _fixed_length(blocking, guess)) for guess in guesses]
-        first = max(1, round(float(np.interp(wanted, sizes, guesses))))
-        misses = {
-            length: abs(_entries(c, config, _fixed_length(blocking, length)) - wanted)
-            for length in ([first] if config.scale == "smoke" else range(max(1, first - 1), first + 2))
-        }
-        found[f"{blocking}_length"] = min(misses, key=lambda length: misses[length])
+        found[f"{blocking}_length"] = max(1, round(float(np.interp(wanted, sizes, guesses))))
     return found
 
 

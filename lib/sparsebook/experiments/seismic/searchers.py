@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sparsebook.data.sparse_vectors import rows, to_scipy
-from sparsebook.experiments.seismic.config import Recipe
+from sparsebook.experiments.seismic.scales import Recipe
 from sparsebook.files import missing_package
 from sparsebook.kernels.inverted_index import InvertedIndex, exact_topk, impact_topk, maxscore_topk
 from sparsebook.retrieval.seismic import SeismicIndex

@@ -9,8 +9,8 @@ import pandas as pd
 
 from sparsebook.claims import Samples
 from sparsebook.experiments.seismic import runs
-from sparsebook.experiments.seismic.config import Config
 from sparsebook.experiments.seismic.runs import TARGET
+from sparsebook.experiments.seismic.scales import Config
 from sparsebook.experiments.seismic.searchers import SEARCHERS, BlockMax, SciPyProduct, SpladeIndex
 from sparsebook.plotting import pareto_front
 
