@@ -379,3 +379,14 @@ def test_text_and_lists_of_lines_are_the_same(good: dict, checked, book) -> None
         item["source"] = "".join(item["source"])
     assert checked(good) == []
     json.loads(Path(find_chapters(["good"], book.root)[0].path).read_text())
+
+
+def test_a_stored_report_leaves_no_testable_claim_untested(good: dict, checked, book) -> None:
+    for row in rows(good):
+        row["verdict"] = "untested"
+    assert checked(good) == []
+    path = find_chapters(["good"], book.root)[0].claims_path
+    path.write_text(path.read_text().replace('"needs": "more data"', '"needs": null'))
+    found = problems(find_chapters(["good"], book.root)[0], book.root)
+    assert len(found) == 2
+    assert all("stored untested" in problem for problem in found)

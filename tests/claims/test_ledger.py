@@ -208,8 +208,13 @@ def test_each_claim_once(ledger: Ledger) -> None:
 
 
 def test_what_could_be_tested_is_not_left_untested(ledger: Ledger) -> None:
-    with pytest.raises(ValueError, match="must be checked"):
-        ledger.untested("C1", why="no time")
+    with pytest.raises(ValueError, match="check it, or say why not"):
+        ledger.untested("C1")
+
+
+def test_a_run_that_lacks_a_package_says_so(ledger: Ledger) -> None:
+    ledger.untested("C1", why="needs a package that is not installed")
+    assert "C1" in ledger._untested
 
 
 def test_what_needs_more_may_be_checked_where_there_is_more(ledger: Ledger) -> None:

@@ -165,6 +165,12 @@ def claims_complete(notebook: Notebook) -> list[str]:
     wrong += [
         f"claim {name} stands twice in the stored report" for name in set(stored) if stored.count(name) > 1
     ]
+    testable = {claim.id for claim in declaration.claims if claim.needs is None}
+    wrong += [
+        f"claim {row['id']} was stored untested, but it declares that it can be tested here (needs: null)"
+        for row in rows
+        if row["verdict"] == "untested" and row["id"] in testable
+    ]
     return wrong + [
         f"claim {row['id']} was stored at scale {row['scale']!r}; expected 'book'"
         for row in rows

@@ -50,11 +50,21 @@ class Ledger:
         self._samples[claim_id] = samples
 
     def untested(self, claim_id: str, why: str | None = None) -> None:
-        """Say that a claim was not tested here, and why; only one that declares what it `needs` may be."""
+        """Say that a claim was not tested here, and why.
+
+        A claim that declares what it `needs` has its reason there. One that is testable with the book's own
+        packages takes a reason of this run, such as a rival that is not installed; the stored book may hold
+        no such row.
+
+        Raises
+        ------
+        ValueError
+            When neither the declaration nor ``why`` gives a reason.
+        """
         claim = self._open_claim(claim_id)
-        if claim.needs is None:
+        if claim.needs is None and not why:
             raise ValueError(
-                f"claim {claim_id}: declared as testable here (needs: null), so it must be checked"
+                f"claim {claim_id}: declared as testable here (needs: null); check it, or say why not"
             )
         self._untested[claim_id] = why or f"needs {claim.needs}"
 

@@ -35,6 +35,7 @@ from sparsebook.experiments.seismic.scales import Config, Recipe, config
 from sparsebook.experiments.seismic.verdicts import (
     agreement,
     answers,
+    check_claims,
     claim_samples,
     growth_summary,
     main_table,
@@ -50,6 +51,7 @@ __all__ = [
     "Recipe",
     "agreement",
     "answers",
+    "check_claims",
     "claim_samples",
     "config",
     "draw_ablation",

@@ -64,6 +64,14 @@ class Searcher:
         return [{}]
 
 
+def either_order(grid: list[Setting]) -> list[Setting]:
+    """Each setting with the first list's blocks as stored, and by decreasing summary score.
+
+    The order is a later addition of the authors' package, and its default; the paper knows the first only.
+    """
+    return [setting | {"sort_first": sort_first} for setting in grid for sort_first in (False, True)]
+
+
 class Seismic(Searcher):
     """Ours."""
 
@@ -101,16 +109,21 @@ class Seismic(Searcher):
     def load(cls, path: Path, documents: Tensor, recipe: Recipe | None = None) -> "Seismic":
         return cls(SeismicIndex.load(path))
 
-    def run(self, prepared: Any, k: int, query_cut: int = 5, heap_factor: float = 0.9) -> Any:
-        return self.index.batch_search(prepared, k, int(query_cut), heap_factor)
+    def run(
+        self, prepared: Any, k: int, query_cut: int = 5, heap_factor: float = 0.9, sort_first: bool = False
+    ) -> Any:
+        return self.index.batch_search(prepared, k, int(query_cut), heap_factor, sort_first)
 
-    def touched(self, queries: Tensor, k: int, query_cut: int, heap_factor: float) -> dict[str, np.ndarray]:
+    def touched(
+        self, queries: Tensor, k: int, query_cut: int, heap_factor: float, sort_first: bool = False
+    ) -> dict[str, np.ndarray]:
         """Documents evaluated and summary entries read, for every query."""
-        counts = self.index.batch_search(queries, k, int(query_cut), heap_factor, statistics=True)[2].numpy()
+        found = self.index.batch_search(queries, k, int(query_cut), heap_factor, sort_first, statistics=True)
+        counts = found[2].numpy()
         return {name: counts[:, i] for i, name in enumerate(SeismicIndex.STATISTICS)}
 
     def settings(self, grid: list[Setting], postings: int) -> list[Setting]:
-        return grid
+        return either_order(grid)
 
 
 class PySeismic(Searcher):
@@ -168,9 +181,12 @@ class PySeismic(Searcher):
         names = np.array([str(i) for i in range(matrix.shape[0])], words.dtype)
         return names, [words[matrix.indices[c]] for c in cuts], [matrix.data[c] for c in cuts]
 
-    def run(self, prepared: Any, k: int, query_cut: int = 5, heap_factor: float = 0.9) -> Any:
-        # `sorted` is the package's later addition: blocks of the first list by decreasing summary score.
-        return self.index.batch_search(*prepared, k, int(query_cut), heap_factor, sorted=False, num_threads=1)
+    def run(
+        self, prepared: Any, k: int, query_cut: int = 5, heap_factor: float = 0.9, sort_first: bool = False
+    ) -> Any:
+        return self.index.batch_search(
+            *prepared, k, int(query_cut), heap_factor, sorted=sort_first, num_threads=1
+        )
 
     def ids(self, answer: Any, n_queries: int, k: int) -> Tensor:
         found = np.full((n_queries, k), -1, np.int64)
@@ -180,7 +196,7 @@ class PySeismic(Searcher):
         return torch.from_numpy(found)
 
     def settings(self, grid: list[Setting], postings: int) -> list[Setting]:
-        return grid
+        return either_order(grid)
 
     def bytes(self) -> int:
         """Size of the index as the package stores it."""
