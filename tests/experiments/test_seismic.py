@@ -180,3 +180,20 @@ def test_every_testable_claim_gets_samples():
 
 def test_fingerprint_repeats():
     assert experiment.fingerprint(500) == experiment.fingerprint(500)
+
+
+def test_a_rival_that_is_not_installed_leaves_its_claims_untested():
+    """Missing is not the same as slow: no ratio is made up for a search that never ran."""
+    from sparsebook.claims import Ledger
+
+    config = Config.at("book")
+    gone = ("hnsw", "pyseismic", "pyseismic_scan", "bmp", "splade_index")
+    found = {name: table[~table.method.isin(gone)] for name, table in experiment.tables(config).items()}
+    ledger = Ledger.open("seismic", scale="smoke")
+    verdicts.check_claims(ledger, found, config)
+    rows = {row["id"]: row for row in ledger.report().rows}
+    for claim, package in (("C3b", "nmslib"), ("C7c", "nmslib"), ("H1a", "pyseismic"), ("H3", "exact")):
+        assert rows[claim]["verdict"] == "untested"
+        assert package in rows[claim]["why"]
+    assert rows["C2d"]["verdict"] != "untested"
+    assert verdicts.answers(found, config)["peer_ratio_a"] == "(not installed)"

@@ -16,6 +16,7 @@ from sparsebook.experiments.seismic.figures import (
     draw_front_of_methods,
     draw_growth,
     draw_limits,
+    draw_spread,
     draw_sweeps,
 )
 from sparsebook.experiments.seismic.runs import (
@@ -29,6 +30,7 @@ from sparsebook.experiments.seismic.runs import (
     run_limits,
     run_live,
     run_share,
+    run_spread,
     run_sweeps,
 )
 from sparsebook.experiments.seismic.scales import Config, Recipe, config
@@ -60,6 +62,7 @@ __all__ = [
     "draw_front_of_methods",
     "draw_growth",
     "draw_limits",
+    "draw_spread",
     "draw_sweeps",
     "fingerprint",
     "growth_summary",
@@ -75,6 +78,7 @@ __all__ = [
     "run_limits",
     "run_live",
     "run_share",
+    "run_spread",
     "run_sweeps",
     "sabotage_samples",
     "settings_table",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sparsebook.experiments.seismic.verdicts import curve, growth_slopes
+from sparsebook.experiments.seismic.verdicts import chunks_over_clusters, curve, growth_slopes
 from sparsebook.plotting import color, draw_front, marker
 
 if TYPE_CHECKING:
@@ -153,6 +153,26 @@ def draw_ablation(table: pd.DataFrame) -> "Figure":
     axes.set(xlabel="recall@10", ylabel="documents evaluated per query", yscale="log")
     _plain_logarithmic(axes.yaxis)
     axes.legend()
+    return figure
+
+
+def draw_spread(table: pd.DataFrame) -> "Figure":
+    """Documents that chunks need over those that clusters need, against the unevenness of the weights."""
+    figure, (axes,) = _subplots(height=3.2)
+    ratios = chunks_over_clusters(table)
+    for collection in ratios:
+        axes.plot(ratios.index, ratios[collection], "o", color=color("fixed_blocks"), alpha=0.6)
+    middle = np.exp(np.log(ratios).mean(axis=1))
+    axes.plot(ratios.index, middle, color=color("fixed_blocks"))
+    axes.axhline(1, color="0.6", lw=1)
+    axes.annotate("clusters win", (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", color="0.35")
+    axes.annotate("chunks win", (0.02, 0.05), xycoords="axes fraction", color="0.35")
+    axes.set(
+        xlabel="spread of the weights (standard deviation of the logarithm)",
+        ylabel="documents: chunks over clusters",
+        yscale="log",
+    )
+    _plain_logarithmic(axes.yaxis)
     return figure
 
 

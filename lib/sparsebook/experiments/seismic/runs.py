@@ -471,9 +471,7 @@ def match_bytes(config: Config) -> dict[str, Any]:
     c = config.collection(seed=99)
     stats = _arm(c, config, {}).index.stats()
     wanted, mean = stats["summary_entries"], stats["summary_entries"] / max(stats["blocks"], 1)
-    energies = np.array([0.2, 0.3, 0.4, 0.5])
-    sizes = [_entries(c, config, {"blocking": "fixed", "summary_energy": float(e)}) for e in energies]
-    found = {"energy": float(np.interp(wanted, sizes, energies))}
+    found = {"energy": _chunk_energy(c, config, wanted)}
     for blocking in ("kmeans", "fixed"):
         # Short summaries are not filled up to a fixed length, so it lies above the mean of the others.
         guesses = [max(1, round(mean * factor)) for factor in (0.8, 1.0, 1.3)]
@@ -535,6 +533,50 @@ def _ablate(config: Config, seed: int, matched: Callable[[], dict[str, Any]]) ->
     recall = overlap_at_k(near.run(queries, config.k, **setting)[0], truth).mean().item()
     out += tidy("ablation", "near_exact", seed, {"recall": (recall, "recall")}, setting=_text(setting))
     return pd.DataFrame(out)
+
+
+def run_spread(config: Config) -> pd.DataFrame:
+    """Clusters against chunks at equal summary bytes while the weights within a list become more uneven.
+
+    `spread` is the standard deviation of a weight's logarithm in the generator: near zero the weights of a
+    list say nothing about a document, far above it they say nearly everything.
+    """
+    stages: Stages = {
+        f"spread {spread}, collection {seed}": partial(_spread, config, spread, seed)
+        for spread in config.spreads
+        for seed in config.collections[:3]
+    }
+    return run(config, stages, "spread")
+
+
+def _spread(config: Config, spread: float, seed: int) -> pd.DataFrame:
+    n = min(config.n_documents, 10_000)
+    recipes = growth_recipes(config, n)
+    config = replace(config, n_documents=n, recipes=recipes, model=replace(config.model, spread=spread))
+    c = config.collection(seed=seed)
+    queries = c.split_queries(config.n_tuning)[1]
+    truth = exact_topk(InvertedIndex.build(c.documents), queries, config.k)[0]
+    clusters = _arm(c, config, {})
+    wanted = clusters.index.stats()["summary_entries"]
+    chunks = _arm(c, config, {"blocking": "fixed", "summary_energy": _chunk_energy(c, config, wanted)})
+    out: Rows = []
+    for name, engine in (("seismic", clusters), ("fixed_blocks", chunks)):
+        size = {"summary_entries": (engine.index.stats()["summary_entries"], "entries")}
+        out += tidy("spread", name, seed, size, spread=spread)
+        for setting in config.settings:
+            found = engine.run(queries, config.k, **setting)[0]
+            documents = engine.touched(queries, config.k, **setting)["documents"].mean()
+            recall = overlap_at_k(found, truth).mean().item()
+            metrics = {"recall": (recall, "recall"), "documents": (documents, "documents")}
+            out += tidy("spread", name, seed, metrics, spread=spread, setting=_text(setting))
+    return pd.DataFrame(out)
+
+
+def _chunk_energy(c: SparseCollection, config: Config, wanted: int) -> float:
+    """Share of the mass that gives chunks as many summary entries as the clusters have."""
+    energies = np.array([0.2, 0.3, 0.4, 0.5])
+    sizes = [_entries(c, config, {"blocking": "fixed", "summary_energy": float(e)}) for e in energies]
+    return float(np.interp(wanted, sizes, energies))
 
 
 def run_sweeps(config: Config) -> pd.DataFrame:

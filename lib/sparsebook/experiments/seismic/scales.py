@@ -47,6 +47,7 @@ class Config:
     recipes : build parameters tried for Seismic and for its authors' package alike
     query_cuts, heap_factors : search settings tried for both
     near_exact : the settings recommended for near-exact search (c, alpha, lambda as a share of n_documents)
+    spreads : unevenness of the generator's weights in the comparison of clusters with chunks
     k : results per query
     model : the generator's knobs
     vectors : folder of the reader's own vectors, in place of the generator
@@ -79,6 +80,7 @@ class Config:
     heap_factors: tuple[float, ...] = (0.7, 0.8, 0.9, 1.0)
     targets: tuple[float, ...] = (0.95, 0.97, 0.99)
     near_exact: Recipe = Recipe(350, 0.2, 0.5)
+    spreads: tuple[float, ...] = (0.3, 0.5, 0.75, 1.0, 1.5)
     k: int = 10
     model: TopicModel = field(default_factory=TopicModel)
     sabotaged: bool = False
@@ -165,6 +167,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "heap_factors": (0.8, 0.9, 1.0),
         "targets": (0.9, 0.95),
         "near_exact": Recipe(80, 0.2, 0.5),
+        "spreads": (0.3, 1.5),
         "model": _SMALL,
     },
     "book": {"n_queries": 300},

@@ -30,7 +30,17 @@ EXPERIMENTS: dict[str, Callable[[Config], pd.DataFrame]] = {
 }
 """What the claims need."""
 
-RECORDED = (*EXPERIMENTS, "sweeps", "errors", "limits")
+ILLUSTRATIONS: dict[str, Callable[[Config], pd.DataFrame]] = {
+    "sweeps": runs.run_sweeps,
+    "spread": runs.run_spread,
+    "errors": runs.run_errors,
+    "limits": runs.run_limits,
+}
+"""What only figures and prose need."""
+
+RECORDED = (*EXPERIMENTS, *ILLUSTRATIONS)
+REPEATED = ("share", "ablation", "concentration", "spread")
+"""Repeated over the collections; the others are of one seed."""
 
 
 def tables(config: Config) -> dict[str, pd.DataFrame]:
@@ -38,26 +48,26 @@ def tables(config: Config) -> dict[str, pd.DataFrame]:
 
     With vectors of the reader's own nothing recorded applies, so all is measured.
     """
-    extra = {"sweeps": runs.run_sweeps, "errors": runs.run_errors, "limits": runs.run_limits}
     if config.scale == "book" and config.vectors is None:
         from sparsebook.recorded import load
 
         return {name: load("seismic", name).table for name in RECORDED}
-    return {name: experiment(config) for name, experiment in (EXPERIMENTS | extra).items()}
+    return {name: experiment(config) for name, experiment in (EXPERIMENTS | ILLUSTRATIONS).items()}
 
 
 def record(config: Config, only: tuple[str, ...] = RECORDED) -> None:
     """Run everything at scale `full` and keep the tables with the book (resumable, stage by stage)."""
     from sparsebook.recorded import save
 
-    extra = {"sweeps": runs.run_sweeps, "errors": runs.run_errors, "limits": runs.run_limits}
     for name in only:
         save(
             "seismic",
             name,
-            (EXPERIMENTS | extra)[name](config),
+            (EXPERIMENTS | ILLUSTRATIONS)[name](config),
             parameters=config.record(),
-            seeds=config.collections if name in ("share", "ablation", "concentration") else [config.seed],
+            seeds=config.collections
+            if name in ("share", "ablation", "concentration", "spread")
+            else [config.seed],
             fingerprint_function="sparsebook.experiments.seismic.runs:fingerprint",
         )
 
@@ -246,6 +256,12 @@ def advantage(ablation: pd.DataFrame, method: str, over: str) -> np.ndarray:
     return np.array(out)
 
 
+def chunks_over_clusters(spread: pd.DataFrame) -> pd.DataFrame:
+    """Documents evaluated with chunks over those with clusters: one row a spread, one column a collection."""
+    ratios = {level: advantage(own, "fixed_blocks", "seismic") for level, own in spread.groupby("spread")}
+    return pd.DataFrame.from_dict(ratios, orient="index").sort_index()
+
+
 def quantisation_loss(ablation: pd.DataFrame) -> np.ndarray:
     """Recall with 8-bit minus with float32 summaries, in points, mean over settings, one per collection."""
     recall = ablation[(ablation.metric == "recall") & ablation.method.isin(["seismic", "float32_summaries"])]
@@ -313,6 +329,8 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         "fixed_ratio": f"{_geometric(samples['C5b']):.2f}",
         "quantisation": f"{samples['C6a'].mean():+.3f}",
         "bytes_ratio": f"{samples['C6b'][0]:.2f}",
+        "chunk_ratio_even": f"{_geometric(chunks_over_clusters(found['spread']).iloc[0].to_numpy()):.2f}",
+        "chunk_ratio_uneven": f"{_geometric(chunks_over_clusters(found['spread']).iloc[-1].to_numpy()):.2f}",
         "near_exact": f"{samples['C8a'].mean():.4f}",
         "exact_us": _micro(micro, "term_at_a_time", 1.0),
         "collections": str(found["share"].seed.nunique()),
@@ -343,6 +361,7 @@ def _limit_answers(limits: pd.DataFrame, wanted: float = 0.9) -> dict[str, str]:
         text[f"{method}_evaluated"] = f"{best:.1%}" if best is not None else "no setting of the grid"
         text[f"{method}_recall"] = f"{wide.recall.max():.2f}"
         single = own.set_index("metric")["value"]
+        text[f"{method}_documents"] = f"{single['documents']:,.0f}"
         text[f"{method}_blocks"] = f"{single['blocks_per_list']:.0f}"
         text[f"{method}_one_block"] = f"{single['lists_of_one_block']:.0%}"
         text[f"{method}_exact_us"] = f"{single['time_exact']:.0f}"
@@ -462,8 +481,24 @@ def settings_table(front: pd.DataFrame) -> pd.DataFrame:
     table = chosen[["method", "target", "recipe", "setting"]].copy()
     table.insert(1, "settings tried", table.method.map(tried))
     for column in ("recipe", "setting"):
-        table[column] = [", ".join(f"{k}={v}" for k, v in json.loads(text).items()) for text in table[column]]
+        table[column] = [_in_symbols(text) for text in table[column]]
     return table.set_index("method")
+
+
+SYMBOLS = {
+    "n_postings": "λ",
+    "centroid_fraction": "c",
+    "summary_energy": "α",
+    "max_fraction": "f",
+    "query_cut": "cut",
+    "heap_factor": "h",
+    "sort_first": "sorted",
+}
+
+
+def _in_symbols(text: str) -> str:
+    """A recipe or setting in the paper's symbols."""
+    return " ".join(f"{SYMBOLS.get(name, name)}={value}" for name, value in json.loads(text).items())
 
 
 __all__ = ["EXPERIMENTS", "RECORDED", "TARGET", "claim_samples", "record", "sabotage_samples", "tables"]
