@@ -175,7 +175,13 @@ def test_ctrl_c_keeps_what_is_done_ends_the_kernels_and_says_how_to_resume(fabri
     book = fabricate(
         good="1", slow=f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
     )
-    command = [sys.executable, "-m", "sparsebook", "--book", str(book.root), "run", "good", "slow"]
+    # Where the tests themselves run in the background, this signal is ignored from birth; a person's terminal
+    # does not do that.
+    listening = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('sparsebook', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", listening, "--book", str(book.root), "run", "good", "slow"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
     while not (pid.exists() and pid.read_text()) and time.monotonic() < end:

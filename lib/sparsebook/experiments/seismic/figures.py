@@ -1,5 +1,6 @@
 """Figures of the chapter, drawn from the tables."""
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,12 +37,12 @@ def _subplots(n: int = 1, width: float = 6.8, height: float = 3.8) -> "tuple[Fig
     return figure, list(axes[0])
 
 
-def _plain_logarithmic(*axes: Any) -> None:
-    """Ticks at 1, 2 and 5 of every decade, written out."""
+def _plain_logarithmic(*axes: Any, subs: tuple[float, ...] = (1.0, 2.0, 5.0)) -> None:
+    """Ticks at 1, 2 and 5 of every decade, written out; fewer on a narrow axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for axis in axes:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_locator(LogLocator(subs=subs))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
@@ -192,19 +193,19 @@ def draw_errors(table: pd.DataFrame) -> "Figure":
         left.plot(steps.loc[order, cut], range(len(order)), "o-", color=shade, label=f"{cut:.0f} lists")
     left.set_yticks(range(len(order)), order)
     left.invert_yaxis()
-    left.set(xlabel="recall@10")
-    left.legend()
+    lowest = steps.min().min()
+    left.set(xlabel="recall@10", xlim=(lowest - 0.6 * (1 - lowest), 1.005))  # room for the legend
+    left.legend(loc="lower left")
     for axes, metric, text in (
         (middle, "block_sizes", "documents in a block"),
-        (right, "documents_of_queries", "documents evaluated by a query"),
+        (right, "documents_of_queries", "documents per query"),
     ):
         own = table[table.metric == metric]
         axes.stairs(
             own.value, np.append(own.level, own.level.iloc[-1] * 1.2), fill=True, color=color("seismic")
         )
         axes.set(xscale="log", xlabel=text, ylabel="blocks" if metric == "block_sizes" else "queries")
-        _plain_logarithmic(axes.xaxis)
-        axes.tick_params(axis="x", rotation=45)
+        _plain_logarithmic(axes.xaxis, subs=(1.0,))
     return figure
 
 
@@ -219,15 +220,20 @@ def draw_sweeps(table: pd.DataFrame) -> "Figure":
     shades = ("#9ecae1", "#4292c6", "#08519c")
     for ax, (knob, text) in zip(axes, names.items(), strict=True):
         own = table[table.knob == knob]
-        for shade, (_, part) in zip(shades, own.groupby("setting", sort=False), strict=False):
+        for place, (shade, (_, part)) in enumerate(
+            zip(shades, own.groupby("setting", sort=False), strict=False)
+        ):
             wide = part.pivot_table(index="level", columns="metric", values="value")
-            ax.plot(wide.documents, wide.recall, "o-", color=shade)
-            for level, row in wide.iterrows():
+            chosen = json.loads(part.setting.iloc[0])
+            label = f"cut {chosen['query_cut']}, h = {chosen['heap_factor']}"
+            ax.plot(wide.documents, wide.recall, "o-", color=shade, label=label)
+            for level, row in wide.iterrows() if place == 0 else ():
                 ax.annotate(f"{level:g}", (row.documents, row.recall), fontsize=7, xytext=(3, -8),
                             textcoords="offset points")  # fmt: skip
         ax.set(xlabel="documents evaluated", title=text, xscale="log")
         _plain_logarithmic(ax.xaxis)
     axes[0].set_ylabel("recall@10")
+    axes[1].legend(fontsize=8, loc="lower right")
     return figure
 
 

@@ -759,7 +759,7 @@ def time_builds(config: Config) -> Rows:
         spent["pyseismic"] = _spent(
             lambda: peer.append(PySeismic.from_dataset(dataset, recipe, config.threads))
         )
-        sizes["pyseismic"] = {"bytes_total": (peer[0].bytes(), "bytes")}
+        sizes["pyseismic"] = {f"bytes_{part}": (size, "bytes") for part, size in peer[0].bytes().items()}
     if installed(Graph):
         spent["hnsw"] = _spent(lambda: Graph.build(c.documents, recipe, config.threads))
     if installed(BlockMax) and config.processes:

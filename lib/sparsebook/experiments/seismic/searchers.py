@@ -7,7 +7,8 @@ A searcher is made from documents (`build`) or from a file (`load`), turns queri
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -198,13 +199,22 @@ class PySeismic(Searcher):
     def settings(self, grid: list[Setting], postings: int) -> list[Setting]:
         return either_order(grid)
 
-    def bytes(self) -> int:
-        """Size of the index as the package stores it."""
-        import tempfile
+    def bytes(self) -> dict[str, int]:
+        """Size of the index by part and in all, as the package itself prints it."""
+        with _quiet() as said:
+            self.index.print_space_usage_byte()
+            text = said()
+        lines = [line.split(":") for line in text.splitlines() if "Bytes" in line]
+        sizes = {name.strip(" \t├─└"): int(rest.split()[0]) for name, rest in lines}
+        return {part: sizes[name] for part, name in self.PARTS.items()}
 
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(Path(folder, "index"))
-            return sum(path.stat().st_size for path in Path(folder).iterdir())
+    PARTS: ClassVar = {
+        "forward": "Forward Index",
+        "postings": "packed_postings",
+        "blocks": "block_offsets",
+        "summaries": "summaries",
+        "total": "Total",
+    }
 
 
 class TermAtATime(Searcher):
@@ -252,14 +262,14 @@ class BlockMax(Searcher):
 
     name = "bmp"
 
-    def __init__(self, path: Path) -> None:
-        self.searcher = _import("bmp").Searcher(str(path))
+    def __init__(self, folder: tempfile.TemporaryDirectory) -> None:
+        self.folder = folder  # the index's file lives as long as the searcher
+        self.searcher = _import("bmp").Searcher(str(Path(folder.name, "index")))
 
     @classmethod
     def build(cls, documents: Tensor, recipe: Recipe | None = None, n_threads: int = 1) -> "BlockMax":
-        import tempfile
-
-        path = Path(tempfile.mkdtemp(prefix="sparsebook-bmp-"), "index")
+        folder = tempfile.TemporaryDirectory(prefix="sparsebook-bmp-")
+        path = Path(folder.name, "index")
         indexer = _import("bmp").Indexer(str(path), bsize=32, compress_range=False)
         matrix = to_scipy(documents)
         codes = np.maximum(1, np.rint(matrix.data * (255 / max(matrix.data.max(initial=0), 1e-9)))).astype(
@@ -271,7 +281,7 @@ class BlockMax(Searcher):
                 str(i), dict(zip(map(str, matrix.indices[entries]), codes[entries].tolist(), strict=True))
             )
         indexer.finish()
-        return cls(path)
+        return cls(folder)
 
     def prepare(self, queries: Tensor) -> Any:
         matrix = to_scipy(queries)
@@ -455,14 +465,14 @@ def _padded(found: list[list[int]], k: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Compiled packages print their progress past Python; keep it out of notebooks."""
-    with contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w") as sink:
+def _quiet() -> Iterator[Callable[[], str]]:
+    """Compiled packages print past Python; keep it out of notebooks. Call the result for what was said."""
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryFile() as sink:
         kept = [(fd, os.dup(fd)) for fd in (1, 2)]
         try:
             for fd, _ in kept:
                 os.dup2(sink.fileno(), fd)
-            yield
+            yield lambda: os.pread(sink.fileno(), 1 << 20, 0).decode()
         finally:
             for fd, copy in kept:
                 os.dup2(copy, fd)

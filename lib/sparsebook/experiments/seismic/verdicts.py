@@ -310,7 +310,7 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         "best_ratio_largest": _times(best.iloc[-1]),
         "best_ratio_smallest": _times(best.iloc[0]),
         "crossover_n": _crossing(best),
-        "tenfold_n": f"{10**tenth:,.2g}" if tenth < 9 else "more than a billion",
+        "tenfold_n": _size(10**tenth),
         "tenfold_n_range": " to ".join(_size(10**v) for v in (samples["H6"].min(), samples["H6"].max())),
         "slope_ours": f"{np.median(samples['H4']):.2f}",
         "slope_exact": f"{np.median(samples['H5']):.2f}",
@@ -392,7 +392,8 @@ def _geometric(values: np.ndarray) -> float:
 
 
 def _size(n: float) -> str:
-    return f"{n:,.0f}" if n < 1e9 else "a billion or more"
+    """A number of documents, to two digits."""
+    return f"{float(f'{n:.2g}'):,.0f}" if n < 1e9 else "a billion or more"
 
 
 def _crossing(ratios: pd.Series) -> str:
@@ -404,7 +405,7 @@ def _crossing(ratios: pd.Series) -> str:
         return f"more than {ratios.index[-1]:,}"
     first = int(np.argmax(logs >= 0))
     at = n[first - 1] - logs[first - 1] * (n[first] - n[first - 1]) / (logs[first] - logs[first - 1])
-    return f"about {float(f'{np.exp(at):.2g}'):,.0f}"
+    return f"about {_size(np.exp(at))}"
 
 
 def agreement(live: pd.Series, found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:
@@ -482,6 +483,8 @@ def settings_table(front: pd.DataFrame) -> pd.DataFrame:
     table.insert(1, "settings tried", table.method.map(tried))
     for column in ("recipe", "setting"):
         table[column] = [_in_symbols(text) for text in table[column]]
+    # The others are given a recipe that they do not read.
+    table.loc[~table.method.isin(["seismic", "pyseismic"]), "recipe"] = ""
     return table.set_index("method")
 
 
