@@ -134,11 +134,15 @@ def run_front(config: Config) -> pd.DataFrame:
     experiment ``front`` are the grid (one pass in this process), those with ``speed`` the chosen settings in
     processes of their own, interleaved.
     """
-    methods = [cls for cls in SEARCHERS if installed(cls) and cls.name in (config.methods or cls.name)]
+    methods = [cls for cls in SEARCHERS if _is_wanted(config, cls)]
     stages: Stages = {f"grid {cls.name}": partial(_grid, config, cls) for cls in methods}
     grid = run(config, stages, "front")
     speed = run(config, {"speed": partial(_speed, config, grid)}, "front")
     return pd.concat([grid, speed], ignore_index=True)
+
+
+def _is_wanted(config: Config, cls: type[Searcher]) -> bool:
+    return installed(cls) and (config.methods is None or cls.name in config.methods)
 
 
 def recipes_of(config: Config, cls: type[Searcher]) -> tuple[Recipe, ...]:
@@ -544,7 +548,7 @@ def run_spread(config: Config) -> pd.DataFrame:
     stages: Stages = {
         f"spread {spread}, collection {seed}": partial(_spread, config, spread, seed)
         for spread in config.spreads
-        for seed in config.collections[:3]
+        for seed in config.collections[: config.spread_collections]
     }
     return run(config, stages, "spread")
 
@@ -753,16 +757,16 @@ def time_builds(config: Config) -> Rows:
     Seismic.build(c.first(min(200, c.size)).documents, recipe, config.threads)
     spent = {"seismic": _spent(lambda: _rebuilt(config, c, recipe))}
     sizes = {}
-    if installed(PySeismic):
+    if _is_wanted(config, PySeismic):
         dataset = PySeismic.dataset(c.documents)
         peer: list[Any] = []
         spent["pyseismic"] = _spent(
             lambda: peer.append(PySeismic.from_dataset(dataset, recipe, config.threads))
         )
         sizes["pyseismic"] = {f"bytes_{part}": (size, "bytes") for part, size in peer[0].bytes().items()}
-    if installed(Graph):
+    if _is_wanted(config, Graph):
         spent["hnsw"] = _spent(lambda: Graph.build(c.documents, recipe, config.threads))
-    if installed(BlockMax) and config.processes:
+    if _is_wanted(config, BlockMax):
         spent["bmp"] = _spent(lambda: BlockMax.build(c.documents))
     spent["term_at_a_time"] = _spent(lambda: InvertedIndex.build(c.documents))
     parts = Seismic.build(c.documents, recipe, config.threads).index.stats()["bytes"]

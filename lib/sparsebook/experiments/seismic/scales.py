@@ -47,7 +47,8 @@ class Config:
     recipes : build parameters tried for Seismic and for its authors' package alike
     query_cuts, heap_factors : search settings tried for both
     near_exact : the settings recommended for near-exact search (c, alpha, lambda as a share of n_documents)
-    spreads : unevenness of the generator's weights in the comparison of clusters with chunks
+    spreads, spread_collections : unevenness of the generator's weights in the comparison of clusters with
+        chunks, and how many of the collections it is repeated over
     k : results per query
     model : the generator's knobs
     vectors : folder of the reader's own vectors, in place of the generator
@@ -81,6 +82,7 @@ class Config:
     targets: tuple[float, ...] = (0.95, 0.97, 0.99)
     near_exact: Recipe = Recipe(350, 0.2, 0.5)
     spreads: tuple[float, ...] = (0.3, 0.5, 0.75, 1.0, 1.5)
+    spread_collections: int = 3
     k: int = 10
     model: TopicModel = field(default_factory=TopicModel)
     sabotaged: bool = False
@@ -168,6 +170,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "targets": (0.9, 0.95),
         "near_exact": Recipe(80, 0.2, 0.5),
         "spreads": (0.3, 1.5),
+        "spread_collections": 1,
         "model": _SMALL,
     },
     "book": {"n_queries": 300},
