@@ -80,8 +80,10 @@ notebooks: unit
 	@$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -p no:cacheprovider --nbval-lax --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 120 book
 
+# Without the run-time type checks of the tests, which would be most of a call's time.
 bench: prepare
-	@JAXTYPING_DISABLE=1 $(PY) -m pytest -q -s -p no:cacheprovider -o python_files="bench_*.py" tests/bench
+	@JAXTYPING_DISABLE=1 $(PY) -m pytest -q -s -p no:cacheprovider -o addopts=--import-mode=importlib \
+	  -o python_files="bench_*.py" tests/bench
 
 # --- upkeep -----------------------------------------------------------------------------------------------------
 
