@@ -197,3 +197,13 @@ def test_a_rival_that_is_not_installed_leaves_its_claims_untested():
         assert package in rows[claim]["why"]
     assert rows["C2d"]["verdict"] != "untested"
     assert verdicts.answers(found, config)["peer_ratio_a"] == "(not installed)"
+
+
+def test_the_matched_ratio_holds_ours_to_the_recall_that_the_rival_reached():
+    rows = []
+    for method, points in (("seismic", ((10, 0.95), (30, 0.97))), ("pyseismic", ((60, 0.96), (20, 0.90)))):
+        for i, (micro, recall) in enumerate(points):
+            metrics = {"time": (micro, "us"), "recall": (recall, "recall")}
+            rows += runs.tidy("front", method, 0, metrics, recipe="r", setting=str(i))
+    rows += runs.tidy("speed", "pyseismic", 0, {"recall": (0.96, "recall")}, target=0.95)
+    assert verdicts.matched_ratio(pd.DataFrame(rows), 0.95) == 60 / 30
