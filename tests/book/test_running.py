@@ -51,13 +51,14 @@ def reasons(book, **options) -> dict[str, str]:
 
 
 def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not yet waited for does not."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:  # no /proc here, or gone a moment after the signal
+        return not Path("/proc").is_dir()
+    except ProcessLookupError:  # gone before the signal, or while its entry was read
         return False
-    # A zombie that nobody has waited for yet is dead too.
-    stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def gone_within(seconds: float, pid: int) -> bool:
