@@ -45,8 +45,8 @@ __all__ = [
 ]
 
 Query = Float[Tensor, "batch heads tokens dim"]
-Key = Float[Tensor, "batch kv_heads tokens dim"]
-Value = Float[Tensor, "batch kv_heads tokens value_dim"]
+Key = Float[Tensor, "batch kv_heads keys dim"]
+Value = Float[Tensor, "batch kv_heads keys value_dim"]
 Output = Float[Tensor, "batch heads tokens value_dim"]
 Rows = Float[Tensor, "batch heads tokens"]
 
@@ -412,6 +412,8 @@ def _check_layout(n_tokens: int, block_size: int, step: int, tail: str) -> None:
 
 
 def _check_prefill(q: Tensor, k: Tensor) -> None:
+    if 0 in q.shape:
+        raise ValueError(f"q must have four axes, none of them 0, got {tuple(q.shape)}")
     if q.shape[2] != k.shape[2]:
         raise ValueError(f"q and k must have the same number of tokens, got {q.shape[2]} and {k.shape[2]}")
 
