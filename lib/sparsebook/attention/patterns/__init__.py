@@ -22,6 +22,21 @@ from sparsebook.attention.patterns.blocks import (
     block_topk_table,
     pooled_query_scores,
 )
+from sparsebook.attention.patterns.eviction import (
+    TOVA,
+    AdaSnapKV,
+    CompactCache,
+    Kept,
+    SnapKV,
+    StreamingLLM,
+)
+from sparsebook.attention.patterns.flexprefill import (
+    flexprefill_block_pattern,
+    flexprefill_counts,
+    flexprefill_divergence,
+    flexprefill_indices,
+    flexprefill_pattern,
+)
 from sparsebook.attention.patterns.lines import (
     diagonal_sums,
     line_scores,
@@ -29,6 +44,7 @@ from sparsebook.attention.patterns.lines import (
     vertical_slash_pattern,
 )
 from sparsebook.attention.patterns.oracles import difference_mask, topcdf_mask, topk_mask
+from sparsebook.attention.patterns.quest import QuestCache, page_bounds, page_scores, quest_pattern
 from sparsebook.attention.patterns.regions import (
     block_table_pattern,
     pattern_mask,
@@ -38,6 +54,13 @@ from sparsebook.attention.patterns.regions import (
 )
 
 __all__ = [
+    "TOVA",
+    "AdaSnapKV",
+    "CompactCache",
+    "Kept",
+    "QuestCache",
+    "SnapKV",
+    "StreamingLLM",
     "block_maxima",
     "block_means",
     "block_scores",
@@ -49,9 +72,17 @@ __all__ = [
     "block_topk_table",
     "diagonal_sums",
     "difference_mask",
+    "flexprefill_block_pattern",
+    "flexprefill_counts",
+    "flexprefill_divergence",
+    "flexprefill_indices",
+    "flexprefill_pattern",
     "line_scores",
+    "page_bounds",
+    "page_scores",
     "pattern_mask",
     "pooled_query_scores",
+    "quest_pattern",
     "streaming_pattern",
     "stripes",
     "topcdf_mask",

@@ -7,6 +7,8 @@ from torch import Tensor
 
 def largest(scores: Float[Tensor, "... n"], count: int) -> Bool[Tensor, "... n"]:
     """True at the `count` largest entries of each row (all, if there are fewer), ties to the lowest index."""
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
     count = min(count, scores.shape[-1])
     threshold = scores.topk(count, sorted=False).values.amin(-1, keepdim=True)
     above, equal = scores > threshold, scores == threshold
