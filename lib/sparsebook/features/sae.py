@@ -86,9 +86,11 @@ class SparseAutoencoder(nn.Module, ABC):
     decoder : dictionary, one unit row per latent, ``[*seeds, latents, width]``
     pre_bias : taken from the input and given back to the reconstruction, ``[*seeds, width]``, 0 at first
     couples_tokens : whether the rule of training looks at several tokens at once
+    reads_pre_activations : whether the loss needs the output's pre-activations
     """
 
     couples_tokens = False
+    reads_pre_activations = False
 
     def __init__(
         self,
@@ -639,6 +641,7 @@ class JumpReLUSAE(LinearEncoderSAE):
     sparsity : weight of the penalty, ``[*seeds]``
     """
 
+    reads_pre_activations = True
     sparsity: Tensor
 
     def __init__(
