@@ -16,6 +16,7 @@ True
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sparsebook.files import cached
 BatchSource = Callable[[int], Tensor]
 """The batch of a training step: ``[tokens, width]``, or ``[seeds, tokens, width]``."""
 
-_TABLE = "activations.npy"
+_TABLE, _ABOUT = "activations.npy", "about.json"
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -51,18 +52,21 @@ class ActivationStore:
     shards : files of float16 tables ``[rows, width]``
     sizes : rows of each
     width : size of an activation vector
+    scale : what the stored numbers are multiplied with when they are read
     """
 
     shards: tuple[Path, ...]
     sizes: tuple[int, ...]
     width: int
+    scale: float = 1.0
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def shard(self, index: int) -> np.ndarray:
-        """One shard, mapped to its file: only what is touched is read."""
-        return np.load(self.shards[index], mmap_mode="r")
+    def read(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Rows of one shard, scaled, as float32. The file is mapped: only what is asked for is read."""
+        stored = np.load(self.shards[index], mmap_mode="r")[start:stop]
+        return stored.astype(np.float32) * np.float32(self.scale)
 
     def rows(self, start: int = 0, stop: int | None = None) -> Float[Tensor, "rows width"]:
         """Consecutive rows as float32.
@@ -78,55 +82,61 @@ class ActivationStore:
         for index, size in enumerate(self.sizes):
             low, high = max(start, first), min(stop, first + size)
             if low < high:
-                found[low - start : high - start] = self.shard(index)[low - first : high - first]
+                found[low - start : high - start] = self.read(index, low - first, high - first)
             first += size
         return torch.from_numpy(found)
 
 
 def build_store(
     name: str,
-    version: str,
-    n_shards: int,
+    versions: Sequence[str],
     produce: Callable[[int], Float[Tensor, "rows width"]],
+    *,
+    scale: float = 1.0,
     progress: bool = False,
 ) -> ActivationStore:
     """The shards that are in the cache, the missing ones made now, one after another.
 
     Parameters
     ----------
-    name, version : what is stored, and of what; as in :func:`sparsebook.files.cached`
-    n_shards : how many shards the store has
+    name : what is stored, as in :func:`sparsebook.files.cached`
+    versions : of each shard; changes whenever its rows would
     produce : the rows of a shard, by its number; called for missing shards only
+    scale : what rows are divided by to be stored; a power of two loses nothing
     progress : show a bar while shards are missing
 
     Raises
     ------
-    ValueError : no shards, a shard without rows, of another width than the first, or with values that float16
-        cannot hold (NaN, infinite, above 65,504); what was made before it stays
+    ValueError : no shards, a shard without rows, of another width than the others, or with values that
+        float16 cannot hold (NaN, infinite, above 65,504 times `scale`); what was made before it stays
     """
-    if n_shards < 1:
-        raise ValueError(f"n_shards={n_shards}: expected at least 1")
-    folders = [
-        cached(name, lambda folder, i=index: _write(folder, i, produce(i)), f"{version}-{index:05d}")  # type: ignore[misc]
-        for index in _shown(range(n_shards), progress, name)
-    ]
-    about = [json.loads((folder / "about.json").read_text(encoding="utf-8")) for folder in folders]
-    widths = [shard["width"] for shard in about]
-    if len(set(widths)) > 1:
-        raise ValueError(f"produce: shards of widths {sorted(set(widths))}; expected one width")
+    if not versions:
+        raise ValueError("versions is empty: expected one for each of at least one shard")
+    folders = []
+    for index in _shown(range(len(versions)), progress, name):
+        write = partial(_write, produce=produce, index=index, scale=scale)
+        folders.append(cached(name, write, versions[index]))
+    about = [json.loads((folder / _ABOUT).read_text(encoding="utf-8")) for folder in folders]
+    if any(shard != {**about[0], "rows": shard["rows"]} for shard in about):
+        kinds = sorted({(shard["width"], shard["scale"]) for shard in about})
+        raise ValueError(f"produce: shards of widths and scales {kinds}; expected the same for all")
     sizes = tuple(shard["rows"] for shard in about)
-    return ActivationStore(tuple(folder / _TABLE for folder in folders), sizes, widths[0])
+    shards = tuple(folder / _TABLE for folder in folders)
+    return ActivationStore(shards, sizes, about[0]["width"], about[0]["scale"])
 
 
-def _write(folder: Path, index: int, rows: Tensor) -> None:
-    table = rows.detach().cpu().float().numpy()
-    if table.ndim != 2 or not len(table):
-        raise ValueError(f"produce({index}) has shape {table.shape}: expected [rows, width] with rows")
+def _write(folder: Path, produce: Callable[[int], Tensor], index: int, scale: float) -> None:
+    table = (produce(index).detach().float() / scale).cpu().numpy()
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"produce({index}) has shape {table.shape}: expected [rows, width], not empty")
     if not np.abs(table).max() <= _LARGEST:
-        raise ValueError(f"produce({index}) has values that are not finite or beyond {_LARGEST:g} (float16)")
+        raise ValueError(
+            f"produce({index}) has values that are not finite or above {_LARGEST * scale:g} in size: "
+            "expected what float16 can hold, or a larger scale"
+        )
     np.save(folder / _TABLE, table.astype(np.float16))
-    about = {"rows": table.shape[0], "width": table.shape[1]}
-    (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    about = {"rows": table.shape[0], "width": table.shape[1], "scale": scale}
+    (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 def _shown(items: Iterable[int], progress: bool, what: str) -> Any:
@@ -276,13 +286,13 @@ class _Buffered:
         stop = min(start + self.per_fill * self.batch_size, self.per_epoch * self.batch_size)
         table, first = np.empty((stop - start, self.store.width), np.float32), 0
         for index in range(int(np.searchsorted(ends, start, side="right")), len(blocks)):
-            shard, low, high = blocks[index]
+            shard, low, high = blocks[index].tolist()
             end = int(ends[index])
             low += max(0, start - (end - (high - low)))
             high -= max(0, end - stop)
             if low >= high:
                 break
-            table[first : first + high - low] = self.store.shard(shard)[low:high]
+            table[first : first + high - low] = self.store.read(shard, low, high)
             first += high - low
         inside = torch.randperm(len(table), generator=stream(self.seed, epoch, fill))
         return torch.from_numpy(table)[inside]

@@ -115,33 +115,32 @@ def arrival_rates(
     ------
     ValueError : densities outside (0, 1), that do not add up to the mean count, or that no rates reach
     """
+    count_shares, target = count_shares.double(), densities.double()
     counts = torch.arange(1, len(count_shares) + 1, dtype=torch.float64)
     mean = float(counts @ count_shares)
-    target = densities.double()
     if not bool(((target > 0) & (target < 1)).all()) or abs(float(target.sum()) / mean - 1) > 1e-6:
-        raise ValueError(
-            f"densities: expected numbers between 0 and 1 that add up to {mean:g}, the mean count"
-        )
+        raise ValueError(f"densities: expected numbers in (0, 1) that add up to {mean:g}, the mean count")
+    counted = (count_shares > 1e-9).nonzero().squeeze(1)
     rates = target / target.sum()
     for _ in range(500):
-        found = count_shares @ _chances(rates, counts)
-        if float((found / target - 1).abs().max()) < 1e-6:
+        found = count_shares[counted] @ _chances(rates, counts[counted])
+        if float((found / target - 1).abs().max()) < 1e-5:
             return rates
         rates = rates * target / found
         rates = rates / rates.sum()
-    raise ValueError(
-        "densities: no rates give them, since no feature can occur twice in a token; lower the top"
-    )
+    raise ValueError("densities: no rates give them (a token has no feature twice); lower the largest")
 
 
 def _chances(rates: Float[Tensor, " n"], counts: Float[Tensor, " s"]) -> Float[Tensor, "s n"]:
-    """``1 - exp(-rate_j t_s)`` with rows that add up to the counts; the times by bisection of their log."""
-    low, high = torch.full_like(counts, -10.0), torch.full_like(counts, 30.0)
-    for _ in range(60):
-        middle = (low + high) / 2
-        short = -torch.expm1(-rates * middle.exp()[:, None]).sum(1) < counts
-        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-    return -torch.expm1(-rates * high.exp()[:, None])
+    """``1 - exp(-rate_j t_s)`` with rows that add up to the counts; Newton's method from the left."""
+    times = counts.clone()  # too short, since the rates add up to 1; and the sum of chances is concave
+    for _ in range(100):
+        late = torch.exp(-rates * times[:, None])
+        change = (counts - (1 - late).sum(1)) / (late @ rates)
+        times = times + change
+        if bool((change < 1e-7 * times).all()):
+            break
+    return 1 - torch.exp(-rates * times[:, None])
 
 
 # --- a world with Zipf's frequencies ------------------------------------------------------------------------
