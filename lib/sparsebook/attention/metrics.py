@@ -29,7 +29,7 @@ def attention_weights(
         If q and k do not fit together or are not finite.
     """
     check_queries_keys(q, k, aligned=causal)
-    logits = products(q * logit_scale(scale, q.shape[3]), k)
+    logits = products(q, k).mul_(logit_scale(scale, q.shape[3]))
     if causal:
         future = torch.ones(logits.shape[2:], dtype=torch.bool, device=q.device).triu(1)
         logits.masked_fill_(future, -torch.inf)
@@ -50,8 +50,8 @@ def mass_recall(
     ----------
     q, k : [batch, heads, queries, dim], [batch, kv_heads, keys, dim]
     mask : bool [batch or 1, heads or 1, queries, keys], or SpanIndex
-        With an index no queries x keys matrix is made: the sums of exponentials of the sparse and of the
-        dense pass are compared.
+        With an index, the sums of exponentials of the sparse and of the dense pass are compared: no queries x
+        keys matrix is made (but in float64, whose passes are dense).
 
     Raises
     ------
@@ -59,13 +59,13 @@ def mass_recall(
         If q and k do not fit together or are not finite, or mask has another shape.
     """
     if isinstance(mask, SpanIndex):
-        return _row_mass(q, k, mask, logit_scale(scale, q.shape[3]), causal).mean(-1)
+        return _row_mass(q, k, mask, scale, causal).mean(-1)
     weights = attention_weights(q, k, scale=scale, causal=causal)
     _check_mask(mask, weights.shape)
     return torch.where(mask, weights, 0.0).sum(-1).mean(-1)
 
 
-def _row_mass(q: Tensor, k: Tensor, index: SpanIndex, scale: float, causal: bool) -> Tensor:
+def _row_mass(q: Tensor, k: Tensor, index: SpanIndex, scale: float | None, causal: bool) -> Tensor:
     check_queries_keys(q, k, aligned=causal)
     block = 64
     everything = torch.tensor([0, k.shape[2]], dtype=torch.int32, device=q.device)

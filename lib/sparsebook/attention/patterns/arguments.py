@@ -1,6 +1,7 @@
 """What every pattern asks of its arguments, and the products that they all need."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -43,8 +44,7 @@ def check_finite(name: str, x: Tensor) -> None:
             f"{name} must be floats of shape (batch, heads, tokens, dim), none of them 0, "
             f"got {x.dtype} {tuple(x.shape)}"
         )
-    # A sum is finite only if every term is; it may overflow on its own, so it only clears, never accuses.
-    if not math.isfinite(float(x.detach().sum(dtype=torch.float32))) and not bool(x.isfinite().all()):
+    if not all(math.isfinite(float(extreme)) for extreme in torch.aminmax(x.detach())):  # NaN reaches both
         raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
@@ -76,16 +76,34 @@ def products(q: Query, k: Key) -> Float[Tensor, "batch heads queries keys"]:
     return (grouped @ k.to(exact).transpose(-1, -2)).view(batch, heads, n, k.shape[2])
 
 
-def window_weights(
-    q: Query, k: Key, window: int, scale: float | None
-) -> Float[Tensor, "batch heads window keys"]:
-    """Causal softmax weights of the last `window` queries (all if there are fewer) over every key.
+# Floats of window weights held at a time: on a CPU what the allocator hands out again without new pages.
+_HELD = {"cpu": 2**21}
+_HELD_ELSEWHERE = 2**27
 
-    The queries are the last tokens of the keys. Memory is window x keys per head.
+Weights = Float[Tensor, "part group window keys"]
+Statistic = Callable[[Weights], Float[Tensor, "part group keys"]]
+
+
+def window_statistics(
+    q: Query, k: Key, window: int, scale: float | None, *statistics: Statistic
+) -> tuple[Float[Tensor, "batch heads keys"], ...]:
+    """Statistics of the causal softmax weights that the last `window` queries give every key.
+
+    The queries, all if there are fewer, are the last tokens of the keys. Each statistic reduces weights
+    [part, group, window, keys], a part being some KV heads, over the window; the weights of all heads are
+    never held together: memory is a few times window x keys.
     """
-    last = q[:, :, -min(window, q.shape[2]) :]
-    logits = products(last * logit_scale(scale, q.shape[3]), k)
-    n = last.shape[2]
+    batch, heads, _, dim = q.shape
+    n, (_, kv_heads, length, _) = min(window, q.shape[2]), k.shape
+    exact = torch.promote_types(q.dtype, torch.float32)
+    last = q[:, :, -n:].reshape(batch * kv_heads, -1, n, dim).to(exact) * logit_scale(scale, dim)
+    keys = k.reshape(batch * kv_heads, 1, length, dim)
     future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
-    logits[..., -n:].masked_fill_(future, -torch.inf)
-    return logits.softmax(-1)
+    step = max(1, _HELD.get(q.device.type, _HELD_ELSEWHERE) // (last.shape[1] * n * length))
+    parts = []
+    for i in range(0, batch * kv_heads, step):
+        logits = products(last[i : i + step], keys[i : i + step].to(exact))
+        logits[..., -n:].masked_fill_(future, -torch.inf)
+        weights = logits.softmax(-1)
+        parts.append([statistic(weights) for statistic in statistics])
+    return tuple(torch.cat(part).view(batch, heads, length) for part in zip(*parts, strict=True))

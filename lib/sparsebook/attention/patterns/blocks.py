@@ -155,7 +155,7 @@ def block_topk_pattern(
     `forced` are keys attended besides: blocks inside them still count among the `top_k`.
     """
     table = block_topk_table(q, k, block_size=block_size, top_k=top_k, causal=causal, scores=scores)
-    return block_table_pattern(table, k.shape[2], block_size=block_size, forced=forced)
+    return block_table_pattern(table, k.shape[2], block_size=block_size, n_queries=q.shape[2], forced=forced)
 
 
 def block_topk_sparsity(n_tokens: int, block_size: int, top_k: int) -> float:

@@ -19,8 +19,9 @@ from sparsebook.attention.patterns.arguments import (
     check_integer,
     check_queries_keys,
     check_share,
-    window_weights,
+    window_statistics,
 )
+from sparsebook.attention.patterns.lines import key_sums
 from sparsebook.attention.patterns.ranking import largest, positions
 from sparsebook.kernels.block_attention import SpanIndex, span_attention
 
@@ -179,6 +180,11 @@ def _per_group(x: Float[Tensor, "batch heads tokens"], kv_heads: int) -> Tensor:
     return x.unflatten(1, (kv_heads, x.shape[1] // kv_heads))
 
 
+def key_maxima(weights: Float[Tensor, "batch heads window keys"]) -> Float[Tensor, "batch heads keys"]:
+    """The largest weight that a query of the window gives each key."""
+    return weights.amax(-2)
+
+
 def _smooth(importance: Importance, pool: int) -> Importance:
     """Mean over `pool` neighbours; beyond the ends stand zeros that count, so that edges weigh less."""
     return torch.nn.functional.avg_pool1d(importance, pool, stride=1, padding=pool // 2)
@@ -236,7 +242,7 @@ class SnapKV:
         check_queries_keys(q, k, aligned=False)
         if min(self.window, k.shape[2]) > q.shape[2]:
             raise ValueError(f"q must hold the last {self.window} tokens of k at least, got {q.shape[2]}")
-        return _smooth(self._votes(window_weights(q, k, self.window, self.scale), k.shape[1]), self.pool)
+        return _smooth(self._votes(q, k), self.pool)
 
     def keep(self, q: Query, k: Key) -> Kept:
         """Choose by the prompt's queries and keys.
@@ -248,8 +254,9 @@ class SnapKV:
         """
         return _kept(self._forced(q, k), self.capacity)
 
-    def _votes(self, weights: Float[Tensor, "batch heads window keys"], kv_heads: int) -> Importance:
-        return _per_group(weights.sum(-2), kv_heads).mean(2)
+    def _votes(self, q: Query, k: Key) -> Importance:
+        (votes,) = window_statistics(q, k, self.window, self.scale, key_sums)
+        return _per_group(votes, k.shape[1]).mean(2)
 
     def _forced(self, q: Query, k: Key) -> Importance:
         importance = self.importance(q, k)
@@ -299,8 +306,9 @@ class AdaSnapKV(SnapKV):
             mask | largest(rest, (self.capacity - self.floor) * kv_heads).view_as(mask)
         )  # fmt: skip
 
-    def _votes(self, weights: Float[Tensor, "batch heads window keys"], kv_heads: int) -> Importance:
-        return _per_group(weights.amax(-2), kv_heads).amax(2)
+    def _votes(self, q: Query, k: Key) -> Importance:
+        (votes,) = window_statistics(q, k, self.window, self.scale, key_maxima)
+        return _per_group(votes, k.shape[1]).amax(2)
 
 
 @dataclass(frozen=True)
@@ -334,7 +342,8 @@ class TOVA:
             If q and k do not fit together or are not finite.
         """
         check_queries_keys(q, k, aligned=False)
-        weights = window_weights(q, k, 1, self.scale)[:, :, 0].mean(1, keepdim=True)
+        (votes,) = window_statistics(q, k, 1, self.scale, key_sums)
+        weights = votes.mean(1, keepdim=True)
         weights[..., -1] = torch.inf
         return _kept(weights.expand(-1, k.shape[1], -1), self.capacity)
 

@@ -18,10 +18,10 @@ from sparsebook.attention.patterns.arguments import (
     check_share,
     logit_scale,
     products,
-    window_weights,
+    window_statistics,
 )
 from sparsebook.attention.patterns.blocks import block_means
-from sparsebook.attention.patterns.lines import diagonal_sums, forced_line_scores, line_scores
+from sparsebook.attention.patterns.lines import forced_line_scores, key_sums, line_scores
 from sparsebook.attention.patterns.ranking import largest_ragged, positions
 from sparsebook.attention.patterns.regions import block_table_pattern, with_forced
 from sparsebook.kernels.block_attention import SpanIndex
@@ -217,8 +217,7 @@ def flexprefill_block_pattern(
 def _block_table(
     q: Tensor, k: Tensor, gamma: float, tau_js: float, fewest: int, most: int, block_size: int, scale: float
 ) -> Bool[Tensor, "batch heads blocks blocks"]:
-    weights = window_weights(q, k, block_size, scale)
-    shares = weights.mean(-2), diagonal_sums(weights) / weights.shape[-2]
+    shares = [part / block_size for part in line_scores(q, k, window=block_size, scale=scale)]
     vertical = _pool(shares[0], block_size)
     # Pooled from the farthest offset on, as in the official code: a short block lies at the diagonal.
     slash = _pool(shares[1].flip(-1), block_size).flip(-1)
@@ -277,7 +276,8 @@ def flexprefill_divergence(
     check_integer("block_size", block_size)
     check_queries_keys(q, k)
     scale = logit_scale(scale, q.shape[3])
-    true = _pool(window_weights(q, k, block_size, scale).mean(-2), block_size)
+    (sums,) = window_statistics(q, k, block_size, scale, key_sums)
+    true = _pool(sums / min(block_size, q.shape[2]), block_size)
     return _divergence(q, k, true, block_size, scale)
 
 

@@ -9,11 +9,16 @@ from sparsebook.attention.patterns.arguments import (
     Query,
     check_integer,
     check_queries_keys,
-    window_weights,
+    window_statistics,
 )
 from sparsebook.attention.patterns.ranking import largest, positions
 from sparsebook.attention.patterns.regions import with_forced
 from sparsebook.kernels.block_attention import SpanIndex, vertical_slash_index
+
+
+def key_sums(weights: Float[Tensor, "batch heads window keys"]) -> Float[Tensor, "batch heads keys"]:
+    """Sums of weights over the queries of the window."""
+    return weights.sum(-2)
 
 
 def diagonal_sums(
@@ -46,7 +51,7 @@ def line_scores(
     """What the last `window` queries attend, summed per key (vertical) and per offset (slash).
 
     Every score is a sum over the queries of the window, min(window, tokens) of them: the scores of a head
-    sum to that number. Memory is window x tokens per head.
+    sum to that number. Memory is a few times window x tokens, not times the heads.
 
     Raises
     ------
@@ -55,8 +60,8 @@ def line_scores(
     """
     check_integer("window", window)
     check_queries_keys(q, k)
-    weights = window_weights(q, k, window, scale)
-    return weights.sum(-2), diagonal_sums(weights)
+    vertical, slash = window_statistics(q, k, window, scale, key_sums, diagonal_sums)
+    return vertical, slash
 
 
 def vertical_slash_indices(

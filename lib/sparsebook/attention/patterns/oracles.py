@@ -42,7 +42,7 @@ def topcdf_mask(q: Query, k: Key, p: float, *, scale: float | None = None, causa
     """
     if not 0 < p <= 1:
         raise ValueError(f"p must lie in (0, 1], got {p}")
-    logits, seen = _logits(q, k, logit_scale(scale, q.shape[3]), causal)
+    logits, seen = _logits(q, k, scale, causal)
     if p == 1:
         return seen.expand(logits.shape).clone()
     mask = torch.empty(logits.shape, dtype=torch.bool, device=logits.device)
@@ -67,18 +67,18 @@ def difference_mask(
     """
     if not theta >= 0:
         raise ValueError(f"theta must be at least 0, got {theta}")
-    logits, seen = _logits(q, k, logit_scale(scale, q.shape[3]), causal)
+    logits, seen = _logits(q, k, scale, causal)
     if math.isinf(theta):
         return seen.expand(logits.shape).clone()
     return (logits + theta >= logits.amax(-1, keepdim=True)) & seen
 
 
 def _logits(
-    q: Query, k: Key, scale: float, causal: bool
+    q: Query, k: Key, scale: float | None, causal: bool
 ) -> tuple[Float[Tensor, "batch heads queries keys"], Bool[Tensor, "queries keys"]]:
     """Logits, -inf where a query does not see a key, and where it does."""
     check_queries_keys(q, k, aligned=causal)
-    logits = products(q * scale, k)
+    logits = products(q, k).mul_(logit_scale(scale, q.shape[3]))
     seen = torch.ones(logits.shape[2:], dtype=torch.bool, device=q.device)
     if causal:
         seen = seen.tril()

@@ -54,10 +54,18 @@ def streaming_pattern(
     last = (first + block_size).clamp(max=n_tokens)
     start = (first - n_local + 1).clamp(min=0)
     stop = last if causal else (last + n_local - 1).clamp(max=n_tokens)
-    sink = torch.minimum(torch.full_like(first, n_sink), start)  # what of the sinks lies before the window
-    start = torch.where(start <= n_sink, 0, start)
-    sink = torch.where(start == 0, 0, sink)
-    spans = torch.stack([torch.stack([torch.zeros_like(sink), sink], -1), torch.stack([start, stop], -1)], -2)
+    n_sink = min(n_sink, n_tokens)
+    joined = start <= n_sink  # sinks and window touch: one span instead of two
+    sink = torch.where(joined, 0, n_sink)
+    spans = torch.stack(
+        [
+            sink.new_zeros(sink.shape),
+            sink,
+            start.masked_fill(joined, 0),
+            torch.where(joined, stop.clamp(min=n_sink), stop),
+        ],
+        -1,
+    ).unflatten(-1, (2, 2))
     return with_forced(SpanIndex.from_spans(spans[None, None].int(), block_size), forced, n_tokens)
 
 
@@ -66,24 +74,41 @@ def block_table_pattern(
     n_keys: int,
     *,
     block_size: int,
+    n_queries: int | None = None,
     forced: SpanIndex | None = None,
 ) -> SpanIndex:
     """The blocks of keys that are True for each block of queries, neighbours joined.
 
+    Parameters
+    ----------
+    table : bool [batch or 1, heads or 1, query blocks, key blocks]
+    n_keys : int
+    block_size : int
+        Tokens in a block, of queries and of keys; the last ones may be shorter.
+    n_queries : int, optional
+        If not as many as keys: asked for where `forced` is given.
+    forced : SpanIndex, optional
+        Keys attended besides.
+
     Raises
     ------
     ValueError
-        If the table is not boolean with four axes or does not have ceil(n_keys / block_size) blocks of keys.
+        If the table is not boolean with four axes, does not have ceil(n_keys / block_size) blocks of keys, or
+        covers other queries than `forced`.
     """
     check_integer("n_keys", n_keys)
     check_integer("block_size", block_size)
     _check_table("table", table, -(-n_keys // block_size))
     spans = (runs(table) * block_size).clamp(max=n_keys)
-    return with_forced(SpanIndex.from_spans(spans.int(), block_size), forced, n_keys)
+    return with_forced(SpanIndex.from_spans(spans.int(), block_size), forced, n_keys, n_queries)
 
 
 def stripes(
-    keep: Bool[Tensor, "batch heads groups keys"], *, group_size: int, forced: SpanIndex | None = None
+    keep: Bool[Tensor, "batch heads groups keys"],
+    *,
+    group_size: int,
+    n_queries: int | None = None,
+    forced: SpanIndex | None = None,
 ) -> SpanIndex:
     """Single keys ("stripes") kept for groups of `group_size` consecutive queries.
 
@@ -92,18 +117,21 @@ def stripes(
     keep : bool [batch or 1, heads or 1, groups, keys]
     group_size : int
         The last group of queries may be shorter.
+    n_queries : int, optional
+        If not as many as keys: asked for where `forced` is given.
     forced : SpanIndex, optional
         Keys attended besides; keys that are in both count once.
 
     Raises
     ------
     ValueError
-        If `keep` is not boolean with four axes, or group_size is below 1.
+        If `keep` is not boolean with four axes, group_size is below 1, or `keep` and `forced` cover other
+        queries.
     """
     check_integer("group_size", group_size)
     _check_table("keep", keep, keep.shape[-1])
     index = SpanIndex.from_columns(positions(keep, 0).int(), keep.sum(-1, dtype=torch.int32), group_size)
-    return with_forced(index, forced, keep.shape[-1])
+    return with_forced(index, forced, keep.shape[-1], n_queries)
 
 
 def _check_table(name: str, table: Tensor, columns: int) -> None:
@@ -160,12 +188,14 @@ def _real(index: SpanIndex) -> Bool[Tensor, "batch heads groups columns"]:
 # Unions --------------------------------------------------------------------------------------------------
 
 
-def with_forced(index: SpanIndex, forced: SpanIndex | None, n_keys: int) -> SpanIndex:
+def with_forced(
+    index: SpanIndex, forced: SpanIndex | None, n_keys: int, n_queries: int | None = None
+) -> SpanIndex:
     """`index`, or its union with a region that is attended in any case."""
-    return index if forced is None else union(index, forced, n_keys)
+    return index if forced is None else union(index, forced, n_keys, n_queries=n_queries)
 
 
-def union(first: SpanIndex, second: SpanIndex, n_keys: int) -> SpanIndex:
+def union(first: SpanIndex, second: SpanIndex, n_keys: int, *, n_queries: int | None = None) -> SpanIndex:
     """Keys that either index attends, each once.
 
     Parameters
@@ -173,6 +203,8 @@ def union(first: SpanIndex, second: SpanIndex, n_keys: int) -> SpanIndex:
     first, second : SpanIndex
         Over the same queries and keys; block sizes and groups may differ.
     n_keys : int
+    n_queries : int, optional
+        As many as keys if not given.
 
     Returns
     -------
@@ -183,18 +215,31 @@ def union(first: SpanIndex, second: SpanIndex, n_keys: int) -> SpanIndex:
     Raises
     ------
     ValueError
-        If the two do not cover the same number of queries.
+        If `first` or `second` does not have the blocks of `n_queries` queries, or their batch or heads do not
+        fit together.
     """
+    n_queries = n_keys if n_queries is None else n_queries
+    for name, index in (("first", first), ("second", second)):
+        blocks = -(-n_queries // index.block_size)
+        if index.spans.shape[2] != blocks:
+            raise ValueError(
+                f"{name} must have {blocks} blocks of {index.block_size} queries for {n_queries} queries, "
+                f"got {index.spans.shape[2]}"
+            )
     size = math.gcd(first.block_size, second.block_size)
-    covered = [index.spans.shape[2] * index.block_size for index in (first, second)]
-    if abs(covered[0] - covered[1]) >= max(first.block_size, second.block_size):
-        raise ValueError(f"first and second must cover the same queries, got blocks of {covered} queries")
-    n_blocks = min(covered) // size
+    n_blocks = -(-n_queries // size)
     lists = [_intervals(index, size, n_blocks, n_keys) for index in (first, second)]
-    shape = torch.broadcast_shapes(*(part.shape[:3] for part in lists))
+    shape = _broadcast(*(part.shape[:3] for part in lists))
     together = torch.cat([part.expand(*shape, -1, -1) for part in lists], 3)
     start, order = together[..., 0].sort(dim=-1, stable=True)
     return _from_intervals(start, together[..., 1].gather(-1, order), size, n_keys)
+
+
+def _broadcast(*shapes: torch.Size) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        raise ValueError(f"second must have batch and heads of first or 1, got {shapes}") from None
 
 
 def _intervals(
