@@ -43,6 +43,13 @@ METHOD_COLORS: dict[str, str] = {
     "impact": ORANGE,
     "fixed_blocks": SKY,
     "fixed_summaries": PURPLE,
+    # attention
+    "anchor_attention": BLUE,
+    "flexprefill": VERMILLION,
+    "block_topk": GREEN,
+    "vertical_slash": ORANGE,
+    "streaming": PURPLE,
+    "flex": SKY,
 }
 """The colour of every method that appears in more than one figure; the rest get theirs from `color`."""
 

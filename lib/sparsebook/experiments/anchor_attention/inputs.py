@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from sparsebook.models.gemma import Gemma
 
@@ -26,11 +27,13 @@ class Heads:
 
     def first(self, n_tokens: int) -> "Heads":
         """The first tokens: attention is causal, so they are those of the shorter text."""
-        return Heads(*(x[:, :, :n_tokens].contiguous() for x in (self.q, self.k, self.v)), self.scale)
+        q, k, v = (x[:, :, :n_tokens].contiguous() for x in (self.q, self.k, self.v))
+        return Heads(q, k, v, self.scale)
 
     def layer(self, number: int) -> "Heads":
         """One layer alone."""
-        return Heads(*(x[number : number + 1] for x in (self.q, self.k, self.v)), self.scale)
+        q, k, v = (x[number : number + 1] for x in (self.q, self.k, self.v))
+        return Heads(q, k, v, self.scale)
 
     def with_shuffled_keys(self, seed: int) -> "Heads":
         """The negative control of where maxima lie: keys (and values) at random positions."""
@@ -76,6 +79,38 @@ def planted_heads(n_tokens: int, seed: int, heads: int = 1, dim: int = 64, wante
     return Heads(q, k, v, dim**-0.5)
 
 
+class PlantedText:
+    """Planted heads in the place of a language model, for runs of seconds: it names what it attends to.
+
+    Every key carries one of 16 words; the prediction is the attention's share of each word, the right answer
+    the word with the largest share under dense attention.
+    """
+
+    words = 16
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def heads(self, number: int, n_tokens: int) -> Heads:
+        """Two heads, planted with the text's number."""
+        return planted_heads(n_tokens, self.seed * 1000 + number, heads=2)
+
+    def likelihoods(
+        self, number: int, n_tokens: int, positions: Tensor, attention: Attention | None = None
+    ) -> Tensor:
+        """Negative log-likelihoods of the right words at `positions`."""
+        heads = self.heads(number, n_tokens)
+        draw = torch.Generator().manual_seed(number)
+        words = torch.randint(self.words, (n_tokens,), generator=draw)
+        v = torch.nn.functional.one_hot(words, self.words).float().expand(1, 2, -1, -1).contiguous()
+        dense = scaled_dot_product_attention(heads.q, heads.k, v, is_causal=True, scale=heads.scale)
+        shares = dense if attention is None else attention(heads.q, heads.k, v, 0)
+        right = dense.mean(1)[0, positions].argmax(-1)
+        floor = 1e-3
+        said = (shares.mean(1)[0, positions] + floor) / (1 + floor * self.words)
+        return -said.gather(-1, right[:, None])[:, 0].log()
+
+
 # Text ----------------------------------------------------------------------------------------------------
 
 LEAST_WORDS = 6_500
@@ -117,15 +152,16 @@ class GemmaText:
             layers = self.model.global_layers
             with torch.no_grad(), self.model.capture("queries", "keys", "values", layers=layers) as found:
                 self.model(tokens, logits="none")
-            stacked = [torch.cat([found[name][i] for i in layers]) for name in ("queries", "keys", "values")]
-            kept = Heads(*stacked, self.model.attention_scale)
+            names = ("queries", "keys", "values")
+            q, k, v = (torch.cat([found[name][i] for i in layers]) for name in names)
+            kept = Heads(q, k, v, self.model.attention_scale)
             self.captured = {number: kept}
         return kept.first(n_tokens)
 
     def likelihoods(
         self, number: int, n_tokens: int, positions: Tensor, attention: Attention | None = None
     ) -> Tensor:
-        """Negative log-likelihoods of the tokens after `positions`; `attention` replaces the global layers'."""
+        """Negative log-likelihoods of the tokens after `positions`, by the model or with other attention."""
         tokens = self.model.tokenize(texts()[number][1], max_tokens=n_tokens)
         with torch.no_grad(), self._attending(attention):
             final = self.model(tokens, logits="none").final[0, positions]
@@ -169,9 +205,10 @@ class FolderText:
         )
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.network = transformers.AutoModelForCausalLM.from_pretrained(
+        network: Any = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sparsebook_anchor"
-        ).to(device)
+        )
+        self.network = network.to(device)
         self.text = None if text is None else Path(text).read_text(encoding="utf-8")
         depth = self.network.config.num_hidden_layers
         self.layers = (

@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from sparsebook.experiments.anchor_attention import runs
+from sparsebook.experiments.anchor_attention import runs, speed
 from sparsebook.experiments.anchor_attention.scales import Config
 
 RUNS: dict[str, tuple[Callable[[Config], pd.DataFrame], tuple[str, ...]]] = {
     "texts": (runs.run_texts, ("maxima", "recall", "ablation", "growth")),
     "likelihood": (runs.run_likelihood, ("likelihood",)),
+    "speed": (speed.run_speed, ("speed",)),
     "pooling": (runs.run_pooling, ("pooling",)),
     "released": (runs.run_released, ("released",)),
 }
@@ -29,7 +30,10 @@ def measure(config: Config) -> dict[str, pd.DataFrame]:
 
 def split(table: pd.DataFrame, names: tuple[str, ...]) -> dict[str, pd.DataFrame]:
     """A run's table by experiment, without the columns that a part does not use."""
-    parts = {name: table[table.experiment == name].dropna(axis=1, how="all") for name in names}
+    if len(names) > 1:
+        parts = {name: table[table.experiment == name].dropna(axis=1, how="all") for name in names}
+    else:
+        parts = {names[0]: table}
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
 
 

@@ -11,23 +11,25 @@ import torch
 from torch import Tensor
 
 from sparsebook.attention.anchor_attention import (
-    anchor_attention,
+    anchor_pattern,
     anchor_regions,
     anchor_state,
     candidate_keys,
     stripe_select,
 )
 from sparsebook.attention.metrics import output_error
+from sparsebook.attention.patterns import streaming_pattern
 from sparsebook.experiments.anchor_attention import selections
 from sparsebook.experiments.anchor_attention.inputs import (
     FolderText,
     GemmaText,
     Heads,
+    PlantedText,
     planted_heads,
 )
 from sparsebook.experiments.anchor_attention.scales import Config
 from sparsebook.experiments.anchor_attention.selections import Choice, Judge
-from sparsebook.kernels.block_attention import attention_reference
+from sparsebook.kernels.block_attention import SpanIndex, attention_reference, span_attention
 
 Rows = list[dict[str, Any]]
 Stages = dict[str, Callable[[], pd.DataFrame]]
@@ -59,8 +61,8 @@ _source: dict[Any, Any] = {}
 
 
 def source(config: Config) -> Any:
-    """The language model that reads the texts, loaded once; None for planted heads."""
-    key = (config.source, config.model, config.text, config.device)
+    """The language model that reads the texts, loaded once, or what stands in for it at `smoke`."""
+    key = (config.source, config.model, config.text, config.device, config.seed)
     if key not in _source:
         _source.clear()
         if config.source == "gemma":
@@ -69,16 +71,13 @@ def source(config: Config) -> Any:
             assert config.model is not None
             _source[key] = FolderText(config.model, config.text, config.device)
         else:
-            _source[key] = None
+            _source[key] = PlantedText(config.seed)
     return _source[key]
 
 
 def heads_of(config: Config, text: int, n_tokens: int) -> Heads:
-    """Queries, keys and values of a text (or of planted structure with the text's number as its seed)."""
-    model = source(config)
-    if model is None:
-        return planted_heads(n_tokens, config.seed * 1000 + text, heads=2)
-    return model.heads(text, n_tokens)
+    """Queries, keys and values of a text."""
+    return source(config).heads(text, n_tokens)
 
 
 # Curves: texts are the unit of replication ---------------------------------------------------------------
@@ -203,9 +202,6 @@ def patterns_at(config: Config, heads: Heads) -> dict[str, Callable[[float], Any
     """Each method as a function from its budget to what is computed, which grows with it."""
     b, s, n = config.block_size, config.step, heads.q.shape[2]
     regions = anchor_regions(n, block_size=b, step=s)
-    from sparsebook.attention.anchor_attention import anchor_pattern
-    from sparsebook.attention.patterns import streaming_pattern
-
     return {
         "anchor": lambda x: anchor_pattern(
             heads.q, heads.k, theta=x, block_size=b, step=s, scale=heads.scale
@@ -225,9 +221,11 @@ RANGES = {
 """Where the budget that gives a density is sought."""
 
 
-def budget_for(pattern: Callable[[float], Any], n: int, density: float, low: float, high: float) -> float:
+def budget_for(
+    pattern: Callable[[float], Any], n: int, density: float, low: float, high: float, steps: int = 12
+) -> float:
     """The smallest budget whose density reaches `density`, by bisection."""
-    for _ in range(12):
+    for _ in range(steps):
         middle = (low + high) / 2
         if pattern(middle).density(n, n, causal=True) >= density:
             high = middle
@@ -264,7 +262,6 @@ def _attending(
     config: Config, method: str, setting: float, densities: list[float]
 ) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
     """Attention by a method with a budget; what it computes of each call is noted in `densities`."""
-    from sparsebook.kernels.block_attention import SpanIndex, span_attention
 
     def attend(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
         scale = q.shape[3] ** -0.5  # Gemma's, too: its factor is that of heads of 256
@@ -361,9 +358,9 @@ def _released_error(config: Config, block_size: int = 8, step: int = 4) -> Rows:
     n = heads.q.shape[2]
     full = torch.ones(n, n, dtype=torch.bool).tril()
     dense = attention_reference(heads.q, heads.k, heads.v, full, heads.scale)[0]
-    out = tidy("released", "described", config.seed, {"error": (_error(
-        dense, anchor_attention(heads.q, heads.k, heads.v, theta=torch.inf, block_size=block_size, step=step)
-    ), "fraction")})  # fmt: skip
+    index = anchor_pattern(heads.q, heads.k, theta=torch.inf, block_size=block_size, step=step)
+    ours = span_attention(heads.q, heads.k, heads.v, index, scale=heads.scale)
+    out = tidy("released", "described", config.seed, {"error": (_error(dense, ours), "fraction")})
     counts = times_computed(n // (block_size * step), block_size, step, True)
     weight = counts.repeat_interleave(block_size * step, 0).tril()
     logits = heads.q @ heads.k.transpose(-1, -2) * heads.scale + weight.float().log()

@@ -1,4 +1,4 @@
-"""What each method computes of a text's attention, setting by setting, and what share of the softmax that is."""
+"""What each method computes of a text's attention, setting by setting, and its share of the softmax."""
 
 import math
 from collections.abc import Iterator
@@ -89,8 +89,8 @@ class Judge:
 def _on(index: SpanIndex, like: Tensor) -> SpanIndex:
     if index.spans.device == like.device:
         return index
-    parts = [x.to(like.device) for x in (index.spans, index.columns, index.counts)]
-    return SpanIndex(*parts, index.block_size, index.group)
+    spans, columns, counts = (x.to(like.device) for x in (index.spans, index.columns, index.counts))
+    return SpanIndex(spans, columns, counts, index.block_size, index.group)
 
 
 # Anchors and margins -------------------------------------------------------------------------------------
