@@ -50,6 +50,11 @@ METHOD_COLORS: dict[str, str] = {
     "vertical_slash": ORANGE,
     "streaming": PURPLE,
     "flex": SKY,
+    "block_sparse": GREEN,
+    "snapkv": SKY,
+    "ada_snapkv": BLUE,
+    "quest": GOLD,
+    "tova": GREY,
 }
 """The colour of every method that appears in more than one figure; the rest get theirs from `color`."""
 
