@@ -1,7 +1,7 @@
 """What attention costs without regard to an implementation: FLOPs of prefilling, elements read by decoding.
 
-Equations 3 and 8 of Nawrot et al., *The Sparse Frontier* (2025), term by term, so that a share can be taken of
-any of them. Density scales the scores (prefill) and the cached keys and values (decode), nothing else.
+Equations 3 and 8 of Nawrot et al., *The Sparse Frontier* (2025), term by term, so that a share can be taken
+of any of them. Density scales the scores (prefill) and the cached keys and values (decode), nothing else.
 
 >>> from sparsebook.attention.costs import ModelSizes, attention_cost
 >>> qwen7b = ModelSizes(layers=28, hidden=3584, heads=28, kv_heads=4, mlp=18944, vocabulary=152064)
@@ -110,8 +110,8 @@ def attention_cost(
     index : float
         Cost of finding the pattern, from `vertical_slash_index_cost` or `quest_index_cost`.
     projections : "grouped" or "printed"
-        Weights of Q, K, V and O in decoding: ``2d² + 2·d·d_h·n_kv``, as grouped queries have them, or ``4d²``,
-        as Equation 8 prints.
+        Weights of Q, K, V and O in decoding: ``2d² + 2·d·d_h·n_kv``, as grouped queries have them, or
+        ``4d²``, as Equation 8 prints.
 
     Raises
     ------

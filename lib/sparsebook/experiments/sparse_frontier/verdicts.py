@@ -1,0 +1,401 @@
+"""From tables to the samples that the claims ask for; and the same samples from a sabotaged twin."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sparsebook.claims import Ledger, Samples
+from sparsebook.experiments.sparse_frontier import runs
+from sparsebook.experiments.sparse_frontier.scales import Config
+from sparsebook.experiments.sparse_frontier.skills import run_skills, skill_samples
+
+FINGERPRINT = "sparsebook.experiments.sparse_frontier.runs:fingerprint"
+TEXT_EXPERIMENTS: dict[str, Callable[[Config, pd.DataFrame], pd.DataFrame]] = {
+    "likelihood": runs.run_likelihood,
+    "recall": runs.run_recall,
+    "ablation": lambda config, knobs: runs.run_ablation(config),
+}
+"""What is measured on texts with the knobs of the table ``knobs``."""
+
+RECORDED = ("knobs", *TEXT_EXPERIMENTS, "skills")
+PREFILL_METHODS = ("vertical_slash", "flexprefill", "block_sparse")
+DECODE_METHODS = ("snapkv", "ada_snapkv", "quest")
+HIGH = (0.8, 0.9)
+"""Sparsities of the claims about orderings on text."""
+LOW = (0.5, 0.67)
+"""Those at which FlexPrefill's counts adapt."""
+TENTH = 0.9
+
+
+def tables(config: Config) -> dict[str, pd.DataFrame]:
+    """Every table of the chapter: recorded ones at scale `book`, measured ones otherwise.
+
+    With a model of the reader's own nothing recorded applies. The skills are measured at scale `full` alone
+    (they need trained models); where no record of them is there, the table is left out.
+    """
+    found = {"costs": runs.run_costs(config), "index_costs": runs.run_index_costs(config)}
+    if config.scale == "book" and config.model is None:
+        return found | _recorded()
+    found["knobs"] = runs.run_knobs(config)
+    for name, experiment in TEXT_EXPERIMENTS.items():
+        found[name] = experiment(config, found["knobs"])
+    return found | ({"skills": run_skills(config)} if config.scale == "full" else {})
+
+
+def _recorded() -> dict[str, pd.DataFrame]:
+    from sparsebook.recorded import load
+
+    found = {name: load("sparse_frontier", name).table for name in RECORDED if name != "skills"}
+    try:
+        return found | {"skills": load("sparse_frontier", "skills").table}
+    except FileNotFoundError:
+        return found
+
+
+def record(
+    config: Config, only: Sequence[str] = tuple(name for name in RECORDED if name != "skills")
+) -> None:
+    """Run what is asked for at scale `full` and keep the tables with the book (resumable, stage by stage)."""
+    from sparsebook.recorded import save
+
+    knobs = runs.run_knobs(config) if set(only) - {"skills"} else None
+    for name in only:
+        if name == "skills":
+            table, seeds = run_skills(config), config.runs
+        elif name == "knobs":
+            table, seeds = knobs, config.calibration
+        else:
+            table, seeds = TEXT_EXPERIMENTS[name](config, knobs), config.texts
+        save(
+            "sparse_frontier", name, table, parameters=config.record(), seeds=seeds,
+            fingerprint_function=FINGERPRINT, rtol=1e-3,
+        )  # fmt: skip
+
+
+# Samples -------------------------------------------------------------------------------------------------
+
+
+def claim_samples(
+    found: dict[str, pd.DataFrame], config: Config, *, sabotaged: bool = False
+) -> dict[str, Samples]:
+    """Samples of every claim that this run could test.
+
+    With `sabotaged`, the method that a claim favours is replaced by random masks of its density.
+    """
+    samples = cost_samples(found["costs"])
+    if "likelihood" in found:
+        samples |= likelihood_samples(found["likelihood"], sabotaged)
+        samples |= recall_samples(found["recall"], sabotaged)
+        samples |= ablation_samples(found["ablation"], sabotaged)
+    return samples | (skill_samples(found["skills"], config, sabotaged) if "skills" in found else {})
+
+
+def cost_samples(costs: pd.DataFrame) -> dict[str, Samples]:
+    """Distances of the formulas from the printed numbers; the means are over the four models."""
+    prefill = costs[costs.phase == "prefill"]
+    mean = prefill.pivot_table(index="n_tokens", columns="metric", values="value")
+    share = [abs(100 * mean.share[n] - printed) for n, printed in runs.SHARES.items()]
+    gain = [abs(mean.gain[n] / printed - 1) for n, printed in runs.GAINS.items()]
+    shrunk = [abs(1 / (1 - 0.8 * mean.share[n]) / printed - 1) for n, printed in runs.GAINS.items()]
+    cache = {
+        weights: max(
+            abs(100 * decode_mean(costs, "share", batch, n, weights) - printed)
+            for batch, ends in runs.CACHE_SHARES.items()
+            for n, printed in zip(CACHE_ENDS, ends, strict=True)
+        )
+        for weights in ("printed", "grouped")
+    }
+    ends = zip(CACHE_ENDS, runs.CACHE_GAINS, strict=True)
+    fewer = [abs(decode_mean(costs, "gain", 64, n, "grouped") / printed - 1) for n, printed in ends]
+    points = "percentage points"
+    return {
+        "C7a": Samples([max(share)], unit=points),
+        "C7b": Samples([max(gain)], unit="fraction"),
+        "C7c": Samples([max(shrunk)], unit="fraction"),
+        "C8a": Samples([cache["printed"]], unit=points),
+        "C8b": Samples([cache["grouped"]], unit=points),
+        "C8c": Samples([max(fewer)], unit="fraction"),
+    }
+
+
+CACHE_ENDS = (16_384, 131_072)
+"""The ends of the printed ranges of Figure 13."""
+
+
+def decode_mean(costs: pd.DataFrame, metric: str, batch: int, n_tokens: int, weights: str) -> float:
+    """Mean over the four models of a share or gain of a decoding step."""
+    own = costs[(costs.phase == "decode") & (costs.metric == metric) & (costs.n_tokens == n_tokens)]
+    return float(own[(own.batch == batch) & (own.projections == weights)]["value"].mean())
+
+
+def per_text(
+    table: pd.DataFrame,
+    metric: str,
+    method: str,
+    phase: str,
+    n_tokens: int,
+    sparsities: Sequence[float],
+) -> pd.Series:
+    """One value a text: the mean over the sparsities.
+
+    Raises
+    ------
+    ValueError
+        If a text lacks a sparsity.
+    """
+    own = table[(table.metric == metric) & (table.method == method) & (table.n_tokens == n_tokens)]
+    own = own[(own.phase == phase) & own.sparsity.isin(sparsities)]
+    wide = own.pivot_table(index="seed", columns="sparsity", values="value")
+    if wide.shape[1] < len(sparsities) or wide.isna().any(axis=None):
+        raise ValueError(f"{method} ({phase}) was not measured at {n_tokens} tokens and {tuple(sparsities)}")
+    return wide.mean(axis=1)
+
+
+def likelihood_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
+    """Losses of rivals minus those of the favoured, paired by text; positive speaks for the claim."""
+    longest = int(table.n_tokens.max())
+
+    def less(favoured: str, rival: str, phase: str, sparsities: Sequence[float], n: int) -> Samples:
+        own = per_text(table, "loss", "random" if sabotaged else favoured, phase, n, sparsities)
+        return Samples(per_text(table, "loss", rival, phase, n, sparsities) - own, unit="nats")
+
+    adaptive = full_length(table, LOW)
+    return {
+        "C3d": less("quest", "ada_snapkv", "decode", HIGH, longest),
+        "C3e": less("ada_snapkv", "snapkv", "decode", HIGH, longest),
+        "C4c": less("vertical_slash", "flexprefill", "prefill", LOW, adaptive),
+        "C6c": Samples(loss_by_length(table, sabotaged), unit="nats"),
+        "H2": less("vertical_slash", "block_sparse", "prefill", HIGH, longest),
+        "H3": less("vertical_slash", "streaming", "prefill", HIGH, longest),
+        "H4": less("quest", "streaming", "decode", HIGH, longest),
+        "H5": less("snapkv", "tova", "decode", HIGH, longest),
+    }
+
+
+def full_length(table: pd.DataFrame, sparsities: Sequence[float]) -> int:
+    """The longest inputs at which the adaptive method was measured at all these sparsities."""
+    own = table[(table.method == "flexprefill") & table.sparsity.isin(sparsities)]
+    counts = own.groupby("n_tokens").sparsity.nunique()
+    return int(counts[counts == len(sparsities)].index.max())
+
+
+def six(sabotaged: bool = False) -> list[tuple[str, str]]:
+    """(phase, method) of the six methods, or as many random masks."""
+    honest = [("prefill", m) for m in PREFILL_METHODS] + [("decode", m) for m in DECODE_METHODS]
+    return [("prefill", "random"), ("decode", "random")] if sabotaged else honest
+
+
+def loss_by_length(table: pd.DataFrame, sabotaged: bool = False) -> np.ndarray:
+    """Loss added at a tenth of the budget, mean over the six methods: [texts, lengths]."""
+    dense = table[table.method == "dense"].pivot_table(index="seed", columns="n_tokens", values="value")
+    by_length = {
+        n: np.mean([per_text(table, "loss", m, p, n, [TENTH]) for p, m in six(sabotaged)], axis=0) - dense[n]
+        for n in dense.columns
+    }
+    return pd.DataFrame(by_length).to_numpy()
+
+
+def recall_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
+    """Attention mass on text, paired by text."""
+    lengths = sorted(table.n_tokens.unique())
+    missing = {
+        n: 1 - np.mean([per_text(table, "recall", m, p, n, [TENTH]) for p, m in six(sabotaged)], axis=0)
+        for n in lengths
+    }
+    favoured = "random" if sabotaged else "vertical_slash"
+    lines, blocks = (
+        per_text(table, "recall", m, "prefill", lengths[-1], HIGH) for m in (favoured, "block_sparse")
+    )
+    return {
+        "C6b": Samples(pd.DataFrame(missing).to_numpy(), unit="fraction"),
+        "H1": Samples(lines - blocks, unit="fraction"),
+    }
+
+
+def ablation_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
+    """Mass held by the paper's setting minus by another, paired by text."""
+    wide = table[table.metric == "recall"].pivot_table(
+        index="seed", columns=["method", "level"], values="value"
+    )
+
+    def gain(knob: str, chosen: float, others: Sequence[float], control: str) -> Samples:
+        own = wide[control, 0.0] if sabotaged else wide[knob, chosen]
+        return Samples(own - wide[[(knob, level) for level in others]].max(axis=1), unit="fraction")
+
+    return {
+        "C10a": gain("block", 16, [64], "random_prefill"),
+        "C10b": gain("page", 16, [64], "random_decode"),
+        "C10c": gain("window", 1, [0.5, 2], "random_decode"),
+        "C10d": gain("pool", 21, [7], "random_decode"),
+        "C10f": gain("floor", 1, [0.25], "random_floor"),
+    }
+
+
+def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
+    """Supply every claim's samples; the others are untested for the reason that they declare."""
+    samples = claim_samples(found, config)
+    for claim in ledger.declaration.claims:
+        if claim.id in samples:
+            ledger.check(claim.id, samples[claim.id])
+        else:
+            ledger.untested(claim.id)
+
+
+def sabotage_samples(config: Config) -> dict[str, Samples]:
+    """The samples when the method that a claim favours attends as many keys as before, drawn at random."""
+    samples = claim_samples(tables(config), config, sabotaged=True)
+    return {
+        name: value for name, value in samples.items() if name not in cost_samples(runs.run_costs(config))
+    }
+
+
+# For the notebook ----------------------------------------------------------------------------------------
+
+
+def agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:
+    """Whether the live text lies where the recorded texts predict one more, method by method."""
+    from sparsebook.recorded import inside_prediction
+
+    out: dict[str, dict[str, str]] = {}
+    cells = live[(live.metric == "recall") & (live.method != "random")]
+    for row in cells.itertuples():
+        recorded = per_text(found["recall"], "recall", row.method, row.phase, row.n_tokens, [row.sparsity])
+        inside = inside_prediction(float(row.value), recorded.to_numpy())
+        name = f"{LABELS[row.method]}, {row.phase}"
+        out[name] = {"attention mass": "inside the prediction" if inside else "OUTSIDE the prediction"}
+    return pd.DataFrame(out).T
+
+
+LABELS = {
+    "vertical_slash": "Vertical-Slash",
+    "flexprefill": "FlexPrefill",
+    "block_sparse": "Block-Sparse",
+    "streaming": "StreamingLLM",
+    "snapkv": "SnapKV",
+    "ada_snapkv": "Ada-SnapKV",
+    "quest": "Quest",
+    "tova": "TOVA",
+    "random": "random keys",
+    "dense": "dense",
+}
+
+
+def knobs_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The paper's Table 3 for these lengths: what each budget means for each prefilling method."""
+    own = found["knobs"].copy()
+    own["text"] = [_symbols(knob) for knob in own.knob]
+    own["method"] = own.method.map(LABELS)
+    wide = own.pivot(index=["method", "n_tokens"], columns="sparsity", values="text").fillna("not to be had")
+    return wide.rename_axis(columns="sparsity")
+
+
+_SYMBOLS = {"n": "n", "top_k": "k", "n_local": "local", "alpha": "α", "min_budget": "m"}
+
+
+def _symbols(knob: str) -> str:
+    import json
+
+    return " ".join(f"{_SYMBOLS[name]}={round(value, 2)}" for name, value in json.loads(knob).items())
+
+
+def cost_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Print beside formula: attention's share, gains by Equation 3, gains if projections shrink too."""
+    mean = found["costs"][found["costs"].phase == "prefill"]
+    mean = mean.pivot_table(index="n_tokens", columns="metric", values="value")
+    rows = {
+        f"{n:,} tokens": {
+            "share, printed": f"{runs.SHARES[n]} %",
+            "share, Eq. 3": f"{100 * mean.share[n]:.1f} %",
+            "gain, printed": f"{runs.GAINS[n]:.1f}",
+            "gain, Eq. 3": f"{mean.gain[n]:.2f}",
+            "gain, projections shrink too": f"{1 / (1 - 0.8 * mean.share[n]):.2f}",
+        }
+        for n in runs.SHARES
+    }
+    return pd.DataFrame(rows).T
+
+
+def reads_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Print beside formula: the share of keys and values in a decoding step's reads, and the gains."""
+    rows = {}
+    for batch, ends in runs.CACHE_SHARES.items():
+        for n, printed in zip(CACHE_ENDS, ends, strict=True):
+            as_printed, grouped = (
+                f"{100 * decode_mean(found['costs'], 'share', batch, n, weights):.1f} %"
+                for weights in ("printed", "grouped")
+            )
+            gain = f"{decode_mean(found['costs'], 'gain', batch, n, 'grouped'):.2f}"
+            rows[f"batch {batch}, {n:,} tokens"] = {
+                "share, printed": f"{printed} %",
+                "share, Eq. 8 as printed": as_printed,
+                "share, grouped queries": grouped,
+                "gain at a fifth": gain,
+            }
+    return pd.DataFrame(rows).T
+
+
+def loss_table(found: dict[str, pd.DataFrame], n_tokens: int | None = None) -> pd.DataFrame:
+    """Loss added by each method, mean over the texts, in nats."""
+    table = found["likelihood"]
+    n_tokens = full_length(table, LOW) if n_tokens is None else n_tokens
+    own = table[table.n_tokens == n_tokens]
+    dense = own[own.method == "dense"].set_index("seed")["value"]
+    own = own[own.method != "dense"].assign(added=lambda rows: rows.value - rows.seed.map(dense))
+    wide = own.pivot_table(index=["phase", "method"], columns="sparsity", values="added")
+    wide.index = [f"{LABELS[method]}, {phase}" for phase, method in wide.index]
+    return wide.round(3).astype(object).where(wide.notna(), "not measured")
+
+
+def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
+    """The numbers of the chapter's prose, written out; so that no number is typed into its text."""
+    samples = {name: value.values for name, value in claim_samples(found, config).items()}
+    prefill = found["costs"][found["costs"].phase == "prefill"]
+    mean = prefill.pivot_table(index="n_tokens", columns="metric", values="value")
+    text = {
+        "gains_formula": " / ".join(f"{mean.gain[n]:.2f}" for n in runs.GAINS),
+        "gains_shrunk": " / ".join(f"{1 / (1 - 0.8 * mean.share[n]):.2f}" for n in runs.GAINS),
+        "shares": " / ".join(f"{100 * mean.share[n]:.1f} %" for n in runs.SHARES),
+        "reads_gain": " to ".join(
+            f"{decode_mean(found['costs'], 'gain', 64, n, 'grouped'):.1f}" for n in CACHE_ENDS
+        ),
+        "share_off_printed": f"{samples['C8a'][0]:.1f}",
+        "share_off_grouped": f"{samples['C8b'][0]:.1f}",
+        "n_texts": str(found["recall"].seed.nunique()),
+        "n_likelihood_texts": str(found["likelihood"].seed.nunique()),
+        "longest_recall": f"{found['recall'].n_tokens.max():,}",
+        "shortest_recall": f"{found['recall'].n_tokens.min():,}",
+        "longest_loss": f"{found['likelihood'].n_tokens.max():,}",
+        "grid_length": f"{full_length(found['likelihood'], LOW):,}",
+        "judged": str(config.judged),
+    }
+    index = found["index_costs"].pivot_table(index="n_tokens", columns="metric", values="value")
+    text["index_lines"] = " to ".join(
+        f"{100 * v:.1f} %" for v in (index.vertical_slash.max(), index.vertical_slash.min())
+    )
+    text["index_pages"] = f"{100 * index.quest.mean():.1f} %"
+    return text | _text_answers(found, samples)
+
+
+def _text_answers(found: dict[str, pd.DataFrame], samples: dict[str, np.ndarray]) -> dict[str, str]:
+    text = {
+        name: f"{samples[name].mean():+.3f}" for name in ("C3d", "C3e", "C4c", "H1", "H2", "H3", "H4", "H5")
+    }
+    text |= {name: f"{samples[name].mean():+.3f}" for name in ("C10a", "C10b", "C10c", "C10d", "C10f")}
+    for name in ("C6b", "C6c"):
+        text[name] = " → ".join(f"{v:.3f}" for v in samples[name].mean(axis=0))
+    recall, n = found["recall"], int(found["recall"].n_tokens.max())
+    for phase, methods in (
+        ("prefill", (*PREFILL_METHODS, "streaming")),
+        ("decode", (*DECODE_METHODS, "tova", "streaming")),
+    ):
+        for method in methods:
+            held = per_text(recall, "recall", method, phase, n, [TENTH]).mean()
+            text[f"held_{phase}_{method}"] = f"{100 * held:.0f} %"
+    loss, n = found["likelihood"], int(found["likelihood"].n_tokens.max())
+    dense = loss[(loss.method == "dense") & (loss.n_tokens == n)].set_index("seed")["value"]
+    text["dense_loss"] = f"{dense.mean():.2f}"
+    for phase, method in (*six(), ("prefill", "streaming"), ("decode", "tova"), ("decode", "streaming")):
+        added = per_text(loss, "loss", method, phase, n, [TENTH]) - dense
+        text[f"loss_{phase}_{method}"] = f"{added.mean():+.3f}"
+    return text
