@@ -119,7 +119,7 @@ def test_ada_snapkv_is_its_definition(kv_heads: int, min_ratio: float) -> None:
     assert lists(method.keep(q, k)) == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     length=st.integers(1, 120),
     heads=st.sampled_from([(1, 1), (4, 1), (4, 2), (6, 3)]),

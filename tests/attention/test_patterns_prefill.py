@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sparsebook.attention import patterns
 from sparsebook.attention.patterns import (
+    arguments,
     block_maxima,
     block_scores,
     block_table_pattern,
@@ -29,6 +30,7 @@ from sparsebook.attention.patterns import (
     flexprefill_divergence,
     flexprefill_indices,
     flexprefill_pattern,
+    line_scores,
     pattern_mask,
     pooled_query_scores,
     streaming_pattern,
@@ -319,7 +321,7 @@ def test_forced_regions_reach_every_pattern() -> None:
 # Budgets -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 3, 64, 200])
+@pytest.mark.parametrize("length", [1, 3, 130])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_full_budget_is_dense_attention(length: int, dtype: torch.dtype) -> None:
     q, k, v = inputs(length, batch=2, dtype=dtype)
@@ -401,7 +403,7 @@ def test_sparsity_of_blocks_counts_blocks(length: int, block: int, top_k: int) -
         assert block_topk_for_sparsity(length, block, sparsity) == top_k
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     length=st.integers(1, 150),
     heads=st.sampled_from([(1, 1), (3, 1), (4, 2)]),
@@ -457,14 +459,14 @@ def planted(seed: int, column: bool = True, offset: bool = True) -> tuple[Tensor
 def test_vertical_slash_finds_what_is_planted_and_no_more(structure: str) -> None:
     wanted = {"column": structure in ("both", "column"), "offset": structure in ("both", "offset")}
     found = {"column": 0, "offset": 0}
-    for seed in range(10):
+    for seed in range(8):
         q, k = planted(seed, **wanted)
         vertical, slash = vertical_slash_indices(q, k, n_vertical=6, n_slash=20, window=64, n_local=16)
         found["column"] += COLUMN in vertical.flatten().tolist()
         found["offset"] += OFFSET in slash.flatten().tolist()
     for line, there in wanted.items():
         # Unplanted, a line is one of 400 competing for 2 or 4 places.
-        assert found[line] == 10 if there else found[line] <= 2
+        assert found[line] == 8 if there else found[line] <= 2
 
 
 def test_vertical_slash_is_blind_before_its_window() -> None:
@@ -547,6 +549,15 @@ def test_equal_scores_go_to_the_lowest_index() -> None:
             *(vertical_slash_indices(q, k, n_vertical=9, n_slash=9) for _ in range(2)), strict=True
         )
     )
+
+
+def test_heads_taken_part_by_part_give_the_same_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, _ = inputs(90, batch=3, kv_heads=2)
+    together = line_scores(q, k, window=32)
+    monkeypatch.setitem(arguments._HELD, "cpu", 1)
+    for part, whole in zip(line_scores(q, k, window=32), together, strict=True):
+        close(part, whole, 1e-12)
+        close(whole.sum(-1), torch.full((3, 4), 32.0))
 
 
 def test_long_offsets_have_fewer_terms() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from jaxtyping import Float
@@ -50,7 +51,7 @@ def check_finite(name: str, x: Tensor) -> None:
 
 def check_integer(name: str, value: int, least: int = 1) -> None:
     """An integer of at least `least`; else a ValueError naming `name`."""
-    if isinstance(value, bool) or int(value) != value or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value}")
 
 
@@ -77,7 +78,7 @@ def products(q: Query, k: Key) -> Float[Tensor, "batch heads queries keys"]:
 
 
 # Floats of window weights held at a time: on a CPU what the allocator hands out again without new pages.
-_HELD = {"cpu": 2**21}
+_HELD = {"cpu": 2**20}
 _HELD_ELSEWHERE = 2**27
 
 Weights = Float[Tensor, "part group window keys"]

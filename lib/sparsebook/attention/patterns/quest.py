@@ -114,7 +114,8 @@ class QuestCache:
 
     Notes
     -----
-    While there are no more pages than the budget has, all are read: the step is dense.
+    While there are no more pages than the budget has, all are read: the step is dense. What is cached carries
+    no gradient.
     """
 
     def __init__(self, *, token_budget: int, page_size: int = 16, share_pages: bool = True) -> None:
@@ -156,6 +157,7 @@ class QuestCache:
             raise ValueError(
                 f"v must have leading axes {tuple(k.shape[:3])} like k, got {tuple(v.shape[:3])}"
             )
+        k, v = k.detach(), v.detach()
         length = self.length + k.shape[2]
         keys, values, low, high = self._reserve(k, v, length)
         keys[:, :, self.length : length] = k
