@@ -249,7 +249,7 @@ def draw_likelihood(table: pd.DataFrame) -> "Figure":
     figure, (axes,) = _subplots(width=6.4, height=3.2)
     loss = table[table.metric == "loss"].pivot_table(index="seed", columns="method", values="value")
     spent = table[table.metric == "density"].groupby("method").value.mean()
-    order = ("anchor", "block_topk + region", "flexprefill", "streaming", "region")
+    order = ("anchor", "block_topk + region", "streaming", "region")
     names = {"block_topk + region": "block top-k and region", "region": "region alone"} | LABELS
     own = [method for method in order if method in loss]
     for place, method in enumerate(reversed(own)):

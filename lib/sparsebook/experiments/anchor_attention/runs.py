@@ -195,19 +195,15 @@ def run_likelihood(config: Config) -> pd.DataFrame:
     return run(config, stages, "likelihood")
 
 
-RIVALS = ("block_topk + region", "flexprefill", "streaming")
-
-
 def patterns_at(config: Config, heads: Heads) -> dict[str, Callable[[float], Any]]:
     """Each method as a function from its budget to what is computed, which grows with it."""
-    b, s, n = config.block_size, config.step, heads.q.shape[2]
+    b, s, n = config.loss_block, config.step, heads.q.shape[2]
     regions = anchor_regions(n, block_size=b, step=s)
     return {
         "anchor": lambda x: anchor_pattern(
             heads.q, heads.k, theta=x, block_size=b, step=s, scale=heads.scale
         ),
         "block_topk + region": lambda x: selections.block_topk(heads, x, b, regions),
-        "flexprefill": lambda x: selections.flexprefill(heads, x, b),
         "streaming": lambda x: streaming_pattern(n, n_sink=b, n_local=max(1, round(x * n)), block_size=b),
     }
 
@@ -215,7 +211,6 @@ def patterns_at(config: Config, heads: Heads) -> dict[str, Callable[[float], Any
 RANGES = {
     "anchor": (-4.0, 40.0),
     "block_topk + region": (0.0, 1.0),
-    "flexprefill": (0.01, 0.999),
     "streaming": (0.0, 1.0),
 }
 """Where the budget that gives a density is sought."""
@@ -236,15 +231,15 @@ def budget_for(
 
 def _equal_density(config: Config) -> dict[str, float]:
     """Budgets that give the density on the tuning text."""
-    heads = heads_of(config, config.tuning_text, config.n_tokens)
+    heads = heads_of(config, config.tuning_text, config.loss_tokens)
     return {
-        method: budget_for(pattern, config.n_tokens, config.density, *RANGES[method])
+        method: budget_for(pattern, config.loss_tokens, config.density, *RANGES[method], steps=9)
         for method, pattern in patterns_at(config, heads).items()
     }
 
 
 def _likelihood(config: Config, settings: Mapping[str, float], text: int) -> pd.DataFrame:
-    model, n = source(config), config.n_tokens
+    model, n = source(config), config.loss_tokens
     count = min(config.n_positions, n // 2)
     positions = torch.linspace(n // 2, n - 2, count).long()
     out: Rows = []

@@ -28,7 +28,7 @@ class Config:
     target : the recall at which densities and times are compared
     tolerance : difference of an output element that counts as none
     density : share of the pairs computed where methods are compared by what a model then does
-    n_positions : predicted tokens of a text
+    loss_tokens, loss_block, n_positions : length of the texts there, block size, and predicted tokens of each
     width, runs, n_sequences, task_tokens, task_block, task_step : small trained transformers: their width and
         seeds, sequences of the task and their length, and the method's layout
     speed_planted, speed_text : lengths that are timed on planted heads and on a text
@@ -65,6 +65,8 @@ class Config:
     target: float = 0.95
     tolerance: float = 0.01
     density: float = 0.25
+    loss_tokens: int = 1024
+    loss_block: int = 16
     n_positions: int = 256
     width: int = 64
     runs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -73,13 +75,13 @@ class Config:
     task_block: int = 4
     task_step: int = 4
     speed_planted: tuple[int, ...] = (4096, 8192, 16384)
-    speed_text: tuple[int, ...] = (4096, 8192)
+    speed_text: tuple[int, ...] = (8192,)
     speed_block: int = 64
     speed_step: int = 4
     flex_block: int = 128
     processes: int = 5
     in_process: int = 5
-    repeats: int = 3
+    repeats: int = 2
     sabotaged: bool = False
 
     @classmethod
@@ -159,6 +161,8 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "oracle_masses": (0.8, 0.98),
         "oracle_shares": (0.02, 0.1, 0.3),
         "oracle_thetas": (1.0, 4.0, 8.0),
+        "loss_tokens": 256,
+        "loss_block": 8,
         "n_positions": 32,
         "width": 32,
         "runs": (0, 1),
@@ -178,6 +182,8 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "source": "folder",
         "n_tokens": 32_768,
         "lengths": (16_384, 32_768, 65_536, 131_072),
+        "loss_tokens": 32_768,
+        "loss_block": 128,
         "block_size": 128,
         "step": 16,
         "steps": (4, 16),
