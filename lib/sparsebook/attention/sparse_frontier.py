@@ -19,7 +19,7 @@ attended and counted on top, as the paper does.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,6 +43,7 @@ from sparsebook.kernels.block_attention import SpanIndex, span_state
 Query = Float[Tensor, "batch heads tokens dim"]
 Key = Float[Tensor, "batch kv_heads keys dim"]
 Value = Float[Tensor, "batch kv_heads keys value_dim"]
+New = Float[Tensor, "batch heads new dim"]
 Mask = Bool[Tensor, "batch heads queries keys"]
 Heads = Sequence[tuple[Tensor, Tensor]]
 
@@ -96,6 +97,7 @@ class Windows:
         return replace(shrunk, block=size(self.block), page=size(self.page), rows=size(self.rows))
 
 
+@runtime_checkable
 class PrefillMethod(Protocol):
     """What a prefilling method offers: a pattern whose density rises with one knob."""
 
@@ -250,12 +252,13 @@ def _density(method: PrefillMethod, heads: Heads, knob: dict[str, Any]) -> float
 # Decoding ------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class DecodeMethod(Protocol):
     """What a decoding method offers: which keys of the prompt the queries behind it attend."""
 
     name: ClassVar[str]
 
-    def keep(self, q: Query, k: Key, new_q: Query, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
         """True at the prompt's keys that each new query attends.
 
         Parameters
@@ -271,7 +274,7 @@ def capacity(n_prompt: int, sparsity: float, *, multiple: int = 1) -> int:
     """Tokens that a budget allows of a prompt, a multiple of `multiple`, at least one of it."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-    return max(1, round((1 - sparsity) * n_prompt / multiple)) * multiple
+    return max(1, math.floor((1 - sparsity) * n_prompt / multiple + 0.5)) * multiple
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,7 @@ class EvictSnapKV:
     windows: Windows
     name: ClassVar[str] = "snapkv"
 
-    def keep(self, q: Query, k: Key, new_q: Query, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
         """See `DecodeMethod`."""
         w = self.windows
         size = capacity(k.shape[2], sparsity)
@@ -297,7 +300,7 @@ class EvictAdaSnapKV:
     windows: Windows
     name: ClassVar[str] = "ada_snapkv"
 
-    def keep(self, q: Query, k: Key, new_q: Query, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
         """See `DecodeMethod`."""
         w = self.windows
         size = capacity(k.shape[2], sparsity)
@@ -321,7 +324,7 @@ class EvictTOVA:
     windows: Windows
     name: ClassVar[str] = "tova"
 
-    def keep(self, q: Query, k: Key, new_q: Query, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
         """See `DecodeMethod`."""
         return kept_mask(TOVA(capacity(k.shape[2], sparsity)).keep(q, k), k.shape[2], new_q)
 
@@ -333,7 +336,7 @@ class KeepRecent:
     windows: Windows
     name: ClassVar[str] = "streaming"
 
-    def keep(self, q: Query, k: Key, new_q: Query, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
         """See `DecodeMethod`."""
         size = capacity(k.shape[2], sparsity)
         sink = min(self.windows.n_sink, size // 4)
@@ -351,7 +354,7 @@ class Quest:
     windows: Windows
     name: ClassVar[str] = "quest"
 
-    def keep(self, q: Query, k: Key, new_q: Query, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
         """See `DecodeMethod`."""
         page, n = self.windows.page, k.shape[2]
         scores = page_scores(new_q, *page_bounds(k, page))
@@ -366,7 +369,7 @@ DECODE: tuple[type[Any], ...] = (EvictSnapKV, EvictAdaSnapKV, Quest, EvictTOVA, 
 """The three decoding methods of the paper and two baselines."""
 
 
-def kept_mask(kept: Kept, n_keys: int, new_q: Query) -> Mask:
+def kept_mask(kept: Kept, n_keys: int, new_q: New) -> Mask:
     """Lists of kept keys per KV head as a mask for every new query of the heads that share them."""
     mask = kept.mask(n_keys).repeat_interleave(new_q.shape[1] // kept.indices.shape[1], 1)
     return mask[:, :, None].expand(-1, -1, new_q.shape[2], -1)
@@ -383,7 +386,7 @@ def random_prefill_mask(like: Query, density: float, generator: torch.Generator)
     return (mask.tril(-1) | torch.eye(n, dtype=torch.bool)).to(like.device)
 
 
-def random_decode_mask(new_q: Query, n_prompt: int, sparsity: float, generator: torch.Generator) -> Mask:
+def random_decode_mask(new_q: New, n_prompt: int, sparsity: float, generator: torch.Generator) -> Mask:
     """Keys of the prompt drawn at random for every new query, as many as the budget allows."""
     draw = torch.rand(*new_q.shape[:3], n_prompt, generator=generator)
     chosen = draw.topk(capacity(n_prompt, sparsity), sorted=False).indices
@@ -414,7 +417,7 @@ def dense_pattern(n_tokens: int, *, block_size: int = 64) -> SpanIndex:
 
 
 def attend_decode(
-    new_q: Query, k: Key, v: Value, keep: Mask, *, scale: float | None = None
+    new_q: New, k: Key, v: Value, keep: Mask, *, scale: float | None = None
 ) -> tuple[Float[Tensor, "batch heads new value_dim"], Float[Tensor, "batch heads new"]]:
     """Attention of the new queries over what `keep` leaves of the prompt, and over the new tokens so far.
 

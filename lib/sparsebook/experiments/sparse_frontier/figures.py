@@ -14,11 +14,12 @@ from sparsebook.experiments.sparse_frontier.skills import SIX, Scores, front_of
 from sparsebook.experiments.sparse_frontier.verdicts import (
     CACHE_ENDS,
     DECODE_METHODS,
+    FIFTH,
+    HIGH,
     LABELS,
     PREFILL_METHODS,
     TENTH,
     decode_mean,
-    full_length,
     per_text,
 )
 from sparsebook.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, color, marker
@@ -189,26 +190,37 @@ def draw_recall(table: pd.DataFrame, n_tokens: int | None = None) -> "Figure":
 
 
 def draw_likelihood(table: pd.DataFrame) -> "Figure":
-    """Loss added against sparsity, at the longest inputs for which the whole grid was measured."""
-    n = full_length(table, (0.5, 0.67))
-    own = table[table.n_tokens == n]
+    """Loss added by every method at the longest inputs: mean over the texts with its 95 % interval."""
+    from sparsebook.evaluation.statistics import t_interval
+
+    own = table[table.n_tokens == table.n_tokens.max()]
     dense = own[own.method == "dense"].set_index("seed")["value"]
-    figure, axes = _subplots(1, 2, sharey=True)
+    figure, axes = _subplots(1, 2, height=3.0)
     for one, (phase, methods) in zip(axes[0], PANELS.items(), strict=True):
-        for method in methods:
-            part = own[(own.phase == phase) & (own.method == method)]
-            wide = part.pivot_table(index="seed", columns="sparsity", values="value")
-            if method != "random" and len(wide):
-                _band(one, wide.columns, wide.sub(dense, axis=0), method)
-        one.axhline(0, color="#222222", lw=1)
-        one.set(xlabel="sparsity", title={"prefill": "Prefilling", "decode": "Decoding"}[phase])
-        one.legend(fontsize=8, loc="upper left")
-    axes[0, 0].set_ylabel("loss added, nats per token")
+        names = [m for m in methods if m != "random" and len(own[(own.phase == phase) & (own.method == m)])]
+        for place, method in enumerate(names):
+            part = own[(own.phase == phase) & (own.method == method) & (own.sparsity >= HIGH[0])]
+            wide = part.pivot_table(index="seed", columns="sparsity", values="value").sub(dense, axis=0)
+            for sparsity, filled in zip(wide.columns, (False, True), strict=False):
+                interval = t_interval(wide[sparsity].to_numpy())
+                at = place + (-0.12 if filled else 0.12)
+                one.plot([interval.low, interval.high], [at, at], color=color(method), lw=1.5)
+                face = color(method) if filled else "white"
+                one.plot(wide[sparsity].mean(), at, marker(method), color=color(method), markerfacecolor=face)
+        one.axvline(0, color="#222222", lw=1)
+        one.set_yticks(range(len(names)), [LABELS[name] for name in names])
+        one.invert_yaxis()
+        one.set(
+            xlabel="loss added, nats per token", title={"prefill": "Prefilling", "decode": "Decoding"}[phase]
+        )
+    for sparsity, face in zip(HIGH, ("white", GREY), strict=True):
+        axes[0, 1].plot([], [], "o", color=GREY, markerfacecolor=face, label=f"sparsity {sparsity}")
+    axes[0, 1].legend(fontsize=8)
     return figure
 
 
 def draw_lengths(recall: pd.DataFrame, likelihood: pd.DataFrame) -> "Figure":
-    """After the paper's Figure 3: what a tenth of the budget loses, against the length of the input."""
+    """After the paper's Figure 3: what a fifth of the budget loses, against the length of the input."""
     figure, ((left, right),) = _subplots(1, 2)
     lengths = sorted(recall.n_tokens.unique())
     dense = likelihood[likelihood.method == "dense"].pivot_table(
@@ -216,11 +228,11 @@ def draw_lengths(recall: pd.DataFrame, likelihood: pd.DataFrame) -> "Figure":
     )
     for phase, method in SIX:
         style = {"ls": "-" if phase == "prefill" else "--"}
-        missing = {n: 1 - per_text(recall, "recall", method, phase, n, [TENTH]) for n in lengths}
+        missing = {n: 1 - per_text(recall, "recall", method, phase, n, [FIFTH]) for n in lengths}
         _band(left, lengths, pd.DataFrame(missing), method, **style)
-        added = {n: per_text(likelihood, "loss", method, phase, n, [TENTH]) - dense[n] for n in dense}
+        added = {n: per_text(likelihood, "loss", method, phase, n, [FIFTH]) - dense[n] for n in dense}
         _band(right, dense.columns, pd.DataFrame(added), method, **style)
-    left.set(ylabel="attention mass left out", title="A tenth of the pairs")
+    left.set(ylabel="attention mass left out", title="A fifth of the pairs")
     right.set(ylabel="loss added, nats per token", title="The same in likelihood")
     for axes, known in ((left, lengths), (right, list(dense.columns))):
         _lengths(axes, known)

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ class Reading:
     caches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Reader(Protocol):
     """A model whose attention can be exchanged.
 
@@ -76,7 +77,7 @@ def long_articles(words: int) -> tuple[str, ...]:
     return tuple(text for text in texts if len(text.split()) >= words)
 
 
-LONGEST_KEPT, MOST_KEPT = 2048, 20
+LONGEST_KEPT, MOST_KEPT = 2048, 18
 """Readings that are kept for the next experiment: at most so long, so many (80 MB each at that length)."""
 
 # --- networks of transformers ---------------------------------------------------------------------------

@@ -64,7 +64,9 @@ def run(config: Config, stages: Stages, experiment: str) -> pd.DataFrame:
     if config.scale in ("full", "paper"):
         from sparsebook.recorded import run_stages
 
-        return run_stages("sparse_frontier", experiment, stages, parameters=asdict(config))
+        # What a text gives does not depend on which others are read.
+        own = asdict(replace(config, texts=(), runs=()))
+        return run_stages("sparse_frontier", experiment, stages, parameters=own)
     return pd.concat([compute() for compute in stages.values()], ignore_index=True)
 
 
@@ -296,11 +298,24 @@ def _same_as_vertical_slash(knobs: Knobs) -> set[float]:
     }
 
 
+CLAIMED = {
+    "longest": {
+        0.8: ("vertical_slash", "flexprefill", "block_sparse", "streaming"),
+        0.9: ("vertical_slash", "flexprefill", "block_sparse", "streaming"),
+    },
+    "shorter": {0.8: ("vertical_slash", "flexprefill", "block_sparse")},
+}
+"""Prefilling methods whose likelihood the claims ask for: each costs a pass of the model."""
+
+
 def _is_measured(config: Config, n_tokens: int, name: str, sparsity: float) -> bool:
-    """At `sparse_lengths` only what a claim asks for: a prefilling method costs a pass."""
-    if n_tokens not in config.sparse_lengths:
+    """Whether a cell of the likelihood is worth its pass at this scale."""
+    if not config.few_cells:
         return True
-    return sparsity in ((0.9,) if name == "flexprefill" else (0.8, 0.9))
+    longest = n_tokens == max(config.likelihood_lengths)
+    if name == "decode":
+        return longest or sparsity in CLAIMED["shorter"]
+    return name in CLAIMED["longest" if longest else "shorter"].get(sparsity, ())
 
 
 def _attend_pattern(method: Any, knob: dict[str, Any], q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
@@ -320,8 +335,9 @@ def decode_functions(config: Config, windows: Windows, reading: Reading, text: i
             continue
         for cls in DECODE:
             yield cls.name, sparsity, partial(_attend_kept, cls(windows), sparsity, reading)
-        generator = torch.Generator().manual_seed(1_000 * text + 13)
-        yield "random", sparsity, partial(_attend_any, generator, sparsity)
+        if not config.few_cells:
+            generator = torch.Generator().manual_seed(1_000 * text + 13)
+            yield "random", sparsity, partial(_attend_any, generator, sparsity)
 
 
 def _attend_kept(

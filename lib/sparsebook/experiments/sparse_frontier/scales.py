@@ -36,7 +36,7 @@ class Config:
     texts : numbers of the texts that are reported; `calibration` texts set the knobs, `live` is read live
     likelihood_texts, likelihood_lengths, likelihood_sparsities : of the likelihood, which costs a pass for
         every method
-    sparse_lengths : lengths of the likelihood at which the sparsities of the claims alone are measured
+    few_cells : measure the likelihood only where a claim asks for it (`CLAIMED`)
     random_lengths : lengths at which random masks are measured in prefilling, at `random_sparsities`
     judged : tokens at the end of a text whose likelihood is asked for
     ablation_length, ablation_texts : of the ablations
@@ -49,19 +49,19 @@ class Config:
     threads: int = 2
     device: str = "cpu"
     model: str | None = None
-    lengths: tuple[int, ...] = (512, 1024, 2048)
-    sparsities: tuple[float, ...] = (0.5, 0.67, 0.8, 0.9, 0.95)
+    lengths: tuple[int, ...] = (512, 1024)
+    sparsities: tuple[float, ...] = (0.5, 0.8, 0.9)
     calibration: tuple[int, ...] = (0,)
     live: int = 2
     texts: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
     likelihood_texts: int = 8
-    likelihood_lengths: tuple[int, ...] = (512, 1024, 2048)
-    likelihood_sparsities: tuple[float, ...] = (0.5, 0.67, 0.8, 0.9)
-    sparse_lengths: tuple[int, ...] = (512, 2048)
-    random_lengths: tuple[int, ...] = (1024,)
-    random_sparsities: tuple[float, ...] = (0.9,)
+    likelihood_lengths: tuple[int, ...] = (512, 1024)
+    likelihood_sparsities: tuple[float, ...] = (0.8, 0.9)
+    few_cells: bool = True
+    random_lengths: tuple[int, ...] = ()
+    random_sparsities: tuple[float, ...] = (0.5, 0.8, 0.9)
     judged: int = 64
-    ablation_length: int = 2048
+    ablation_length: int = 1024
     ablation_texts: int = 8
     widths: tuple[int, ...] = (32, 64, 128)
     runs: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -144,11 +144,9 @@ def config(scale: str = "book") -> Config:
 _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
         "lengths": (128, 256),
-        "sparsities": (0.5, 0.67, 0.8, 0.9),
         "likelihood_lengths": (128, 256),
-        "sparse_lengths": (),
+        "few_cells": False,
         "random_lengths": (128, 256),
-        "random_sparsities": (0.5, 0.67, 0.8, 0.9),
         "judged": 16,
         "ablation_length": 256,
         "widths": (32, 64, 128),
@@ -160,10 +158,12 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
     # The paper's lengths, windows and number of samples; the skills are those of this book.
     "paper": {
         "lengths": (16_384, 32_768, 65_536, 131_072),
+        "sparsities": (0.5, 0.67, 0.8, 0.9, 0.95),
+        "likelihood_sparsities": (0.5, 0.67, 0.8, 0.9, 0.95),
         "texts": tuple(range(3, 103)),
         "likelihood_texts": 100,
         "likelihood_lengths": (16_384, 32_768, 65_536, 131_072),
-        "sparse_lengths": (),
+        "few_cells": False,
         "random_lengths": (),
         "ablation_length": 16_384,
         "ablation_texts": 100,
