@@ -5,14 +5,17 @@
 dictionary then has it too.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+
+from sparsebook.kernels.sparse_codes import decode, decode_csr
 
 
 class Codes(ABC):
@@ -22,6 +25,11 @@ class Codes(ABC):
     """
 
     values: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens (of each seed) the codes are of."""
+        return self.values.shape[-2]
 
     @abstractmethod
     def dense(self) -> Float[Tensor, "*seeds tokens latents"]:
@@ -113,8 +121,7 @@ class TopCodes(Codes):
         self, dictionary: Float[Tensor, "*seeds latents width"]
     ) -> Float[Tensor, "*seeds tokens width"]:
         indices, values = self.flat_indices().flatten(0, -2), self.values.flatten(0, -2)
-        found = embedding_bag(indices, dictionary.flatten(0, -2), per_sample_weights=values, mode="sum")
-        return found.unflatten(0, self.values.shape[:-1])
+        return decode(values, indices, dictionary.flatten(0, -2)).unflatten(0, self.values.shape[:-1])
 
     def flat_indices(self) -> Int64[Tensor, "*seeds tokens k"]:
         """The latents numbered through all dictionaries, one after the other."""
@@ -128,10 +135,9 @@ class TopCodes(Codes):
 
     @torch.no_grad()
     def spread(self, rows: Float[Tensor, "*seeds tokens width"]) -> Float[Tensor, "*seeds latents width"]:
-        indices, values = self.flat_indices().flatten(0, -2), self.values.flatten(0, -2)
-        found = rows.new_zeros(self._total, rows.shape[-1])
-        for slot in range(indices.shape[1]):
-            found.index_add_(0, indices[:, slot], rows.flatten(0, -2) * values[:, slot, None])
+        k = self.values.shape[-1]
+        offsets = torch.arange(0, self.values.numel() + 1, k, device=rows.device)
+        found = _spread(self.values.flatten(), self.flat_indices().flatten(), offsets, rows, self._total)
         return found.view(*self.values.shape[:-2], self.n_latents, -1)
 
     def sum_per_latent(self) -> Float[Tensor, "*seeds latents"]:
@@ -143,8 +149,9 @@ class TopCodes(Codes):
         return (self.values != 0).sum(-1)
 
     def active_per_latent(self, above: float | int = 0.0) -> Int64[Tensor, "*seeds latents"]:
-        active = self.flat_indices()[self.values.abs() > above]
-        counts = torch.bincount(active, minlength=self._total)
+        counts = self.indices.new_zeros(self._total)
+        active = (self.values.abs() > above).long()
+        counts.index_add_(0, self.flat_indices().flatten(), active.flatten())
         return counts.view(*self.values.shape[:-2], self.n_latents)
 
     @property
@@ -176,9 +183,7 @@ class RaggedCodes(Codes):
     def decode(
         self, dictionary: Float[Tensor, "*seeds latents width"]
     ) -> Float[Tensor, "*seeds tokens width"]:
-        starts = self.crow_indices()[:-1]
-        atoms, columns = dictionary.flatten(0, -2), self.flat_columns()
-        found = embedding_bag(columns, atoms, starts, per_sample_weights=self.values, mode="sum")
+        found = decode_csr(self.values, self.flat_columns(), self.crow_indices(), dictionary.flatten(0, -2))
         return found.unflatten(0, self.shape[:-1])
 
     def crow_indices(self) -> Int64[Tensor, " ends"]:
@@ -197,9 +202,8 @@ class RaggedCodes(Codes):
 
     @torch.no_grad()
     def spread(self, rows: Float[Tensor, "*seeds tokens width"]) -> Float[Tensor, "*seeds latents width"]:
-        found = rows.new_zeros(self._total, rows.shape[-1])
-        weighted = rows.flatten(0, -2)[self.rows] * self.values[:, None]
-        return found.index_add_(0, self.flat_columns(), weighted).view(*self._size, -1)
+        found = _spread(self.values, self.flat_columns(), self.crow_indices(), rows, self._total)
+        return found.view(*self._size, -1)
 
     def sum_per_latent(self) -> Float[Tensor, "*seeds latents"]:
         flat = self.values.new_zeros(self._total)
@@ -214,6 +218,10 @@ class RaggedCodes(Codes):
         return torch.bincount(active, minlength=self._total).view(self._size)
 
     @property
+    def n_tokens(self) -> int:
+        return self.shape[-2]
+
+    @property
     def _size(self) -> tuple[int, ...]:
         return (*self.shape[:-2], self.shape[-1])
 
@@ -224,3 +232,40 @@ class RaggedCodes(Codes):
     @property
     def _n_rows(self) -> int:
         return math.prod(self.shape[:-1])
+
+
+def join(groups: Sequence[Codes], lead: tuple[int, ...] = ()) -> Codes:
+    """Codes of groups of tokens, one after the other, as one; with a leading axis of seeds first if `lead`.
+
+    Parameters
+    ----------
+    groups : codes without leading axis, all of one form; of the seeds in their order
+    lead : ``()``, or the number of seeds
+    """
+    first = groups[0]
+    values = torch.cat([codes.values for codes in groups])
+    if isinstance(first, DenseCodes):
+        return DenseCodes(values.view(*lead, -1, first.values.shape[-1]))
+    if isinstance(first, TopCodes):
+        indices = torch.cat([codes.indices for codes in groups if isinstance(codes, TopCodes)])
+        shape = (*lead, -1, values.shape[-1])
+        return TopCodes(values.view(shape), indices.view(shape), first.n_latents)
+    ragged = [codes for codes in groups if isinstance(codes, RaggedCodes)]
+    before = itertools.accumulate((codes.n_tokens for codes in ragged), initial=0)
+    rows = torch.cat([codes.rows + start for codes, start in zip(ragged, before, strict=False)])
+    tokens = sum(codes.n_tokens for codes in ragged) // math.prod(lead)
+    columns = torch.cat([codes.columns for codes in ragged])
+    return RaggedCodes(values, rows, columns, (*lead, tokens, ragged[0].shape[-1]))
+
+
+def _spread(
+    values: Float[Tensor, " codes"],
+    columns: Int64[Tensor, " codes"],
+    offsets: Int64[Tensor, " ends"],
+    rows: Float[Tensor, "*seeds tokens width"],
+    total: int,
+) -> Float[Tensor, "latents width"]:
+    """Transposed codes times rows: what decoding hands back to its dictionary."""
+    unread = rows.new_empty(total, rows.shape[-1])  # the operator takes its shape only
+    parts = (rows.flatten(0, -2).contiguous(), values, columns, offsets, unread)
+    return torch.ops.sparsebook.sparse_decode_backward(*parts, False, True)[1]

@@ -48,8 +48,7 @@ def l0(codes: Codes) -> Float[Tensor, "*seeds"]:
 
 def densities(codes: Codes) -> Float[Tensor, "*seeds latents"]:
     """Share of the tokens that each latent is active for."""
-    n_tokens = codes.active_per_token().shape[-1]
-    return codes.active_per_latent().double() / n_tokens
+    return codes.active_per_latent().double() / codes.n_tokens
 
 
 def dead_fraction(

@@ -126,10 +126,9 @@ class FeatureDensityTracker:
     def observe(self, codes: Codes) -> None:
         """Take in the codes of a batch."""
         fired = codes.active_per_latent(self.fires_above)
-        n_tokens = codes.active_per_token().shape[-1]
-        self.average.mul_(self.decay).add_(fired / n_tokens, alpha=1 - self.decay)
+        self.average.mul_(self.decay).add_(fired / codes.n_tokens, alpha=1 - self.decay)
         self.weight = self.decay * self.weight + 1 - self.decay
-        self.silent.add_(n_tokens).mul_(fired == 0)
+        self.silent.add_(codes.n_tokens).mul_(fired == 0)
 
     @property
     def density(self) -> Float[Tensor, "*seeds latents"]:
