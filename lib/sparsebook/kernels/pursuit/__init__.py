@@ -54,6 +54,7 @@ def matching_pursuit(
     return_path: bool = False,
     gram: Float[Tensor, "..."] | None = None,
     use_gram: bool | None = None,
+    check_values: bool = True,
 ) -> PursuitCodes:
     """Take the atom that correlates most with the residual, subtract it, repeat (Mallat and Zhang, 1993).
 
@@ -84,6 +85,8 @@ def matching_pursuit(
     use_gram : bool, optional
         Update correlations with the Gram matrix, or compute them anew at every step; the faster way for these
         sizes if not given.
+    check_values : bool
+        False leaves out the search for NaN, infinite values and zero atoms; a zero atom is then never taken.
 
     Returns
     -------
@@ -101,6 +104,8 @@ def matching_pursuit(
     which would change nothing.
     """
     groups, atoms = _grouped(x, dictionary)
+    if check_values:
+        _check_values(groups, atoms)
     if absolute and nonnegative:
         raise ValueError("absolute needs nonnegative=False: its coefficients have a sign")
     if n_steps is None and not stop_on_repeat:
@@ -157,6 +162,7 @@ def orthogonal_matching_pursuit(
     correlation is rounding error.
     """
     groups, atoms = _grouped(x, dictionary)
+    _check_values(groups, atoms)
     _positive("n_steps", n_steps)
     if n_steps > min(atoms.shape[1:]):
         raise ValueError(
@@ -175,7 +181,7 @@ def orthogonal_matching_pursuit(
 
 
 def _grouped(x: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
-    """x as [groups, rows, dim] and the dictionary as [groups, atoms, dim], checked."""
+    """x as [groups, rows, dim] and the dictionary as [groups, atoms, dim], of shapes and types that fit."""
     if dictionary.ndim not in (2, 3) or 0 in dictionary.shape:
         raise ValueError(
             "dictionary must have shape (atoms, dim) or (models, atoms, dim), none of them 0, "
@@ -194,13 +200,13 @@ def _grouped(x: Tensor, dictionary: Tensor) -> tuple[Tensor, Tensor]:
                 f"got {tensor.dtype} on {tensor.device}"
             )
     groups = x.reshape(models[0] if models else 1, -1, x.shape[-1])
-    atoms = dictionary.reshape(groups.shape[0], *dictionary.shape[-2:])
-    if not torch.compiler.is_compiling():
-        _check_values(groups.detach(), atoms.detach())
-    return groups, atoms
+    return groups, dictionary.reshape(groups.shape[0], *dictionary.shape[-2:])
 
 
+@torch.no_grad()
 def _check_values(x: Tensor, dictionary: Tensor) -> None:
+    if torch.compiler.is_compiling():
+        return
     exact = torch.promote_types(x.dtype, torch.float32)
     norms = torch.linalg.vector_norm(dictionary, dim=-1, dtype=exact)
     # A finite sum has finite terms: one pass over x; only what looks wrong is looked at closely.
