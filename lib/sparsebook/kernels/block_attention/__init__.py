@@ -286,8 +286,7 @@ def paged_attention(
 
     Notes
     -----
-    Queries that share pages are handled as one block; half-precision pages are gathered before they are
-    widened, so a step reads what it attends.
+    Queries that share pages are handled as one block, and a step reads nothing but the pages.
     """
     scale = _check_tensors(q, k, v, scale)
     length = k.shape[2] if length is None else length
@@ -306,8 +305,6 @@ def paged_attention(
     # The queries of a group stand side by side as the rows of one block: they attend the same pages.
     rows = q.shape[1] // k.shape[1]
     grouped = q.reshape(q.shape[0], k.shape[1], rows, q.shape[3])
-    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
-        k, v, spans = _gather_pages(k, v, spans, page_size)
     out = _call(grouped, k, v, SpanIndex.from_spans(spans, rows), False, 0, scale)[0]
     return out.view(q.shape[0], q.shape[1], 1, v.shape[3])
 
@@ -331,17 +328,6 @@ def _page_spans(pages: Tensor, q: Tensor, k: Tensor, page_size: int, length: int
     start = ordered.clamp(min=0) * page_size
     stop = torch.where(ordered < 0, start, (start + page_size).clamp(max=length))
     return torch.stack([start, stop], -1)[:, :, None].int()
-
-
-def _gather_pages(k: Tensor, v: Tensor, spans: Tensor, page_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The spans' tokens side by side, and spans over them."""
-    batch, heads = k.shape[:2]
-    start, size = spans[:, :, 0, :, 0].long(), (spans[..., 1] - spans[..., 0])
-    token = start[..., None] + torch.arange(page_size, device=k.device)
-    token = token.clamp(max=k.shape[2] - 1).flatten(2).expand(batch, heads, -1)
-    gathered = [x.gather(2, token[..., None].expand(-1, -1, -1, x.shape[3])) for x in (k, v)]
-    first = torch.arange(spans.shape[3], dtype=spans.dtype, device=k.device) * page_size
-    return gathered[0], gathered[1], torch.stack([first.expand_as(size), first + size], -1)
 
 
 # Checks --------------------------------------------------------------------------------------------------

@@ -382,6 +382,7 @@ def block_spans(
     """(counts, blocks, full counts, full blocks) as one span per block; slots not counted are empty."""
     spans = []
     for counts, blocks in (lists[:2], lists[2:]):
+        blocks = blocks[..., : int(counts.max())]  # masks are stored as wide as all blocks
         real = torch.arange(blocks.shape[3], device=blocks.device) < counts[..., None]
         start = torch.where(real, blocks * block_k, 0)
         stop = torch.where(real, (start + block_k).clamp(max=n_keys), 0)
