@@ -74,16 +74,16 @@ def test_a_pattern_is_attention_under_its_mask(cls, n):
 
 @pytest.mark.parametrize("cls", PREFILL, ids=lambda cls: cls.name)
 def test_density_rises_with_the_level_and_budgets_are_kept(cls):
-    q, k, _ = inputs(256)
+    q, k, _ = inputs(128, heads=2, kv_heads=1, dtype=torch.float32)
     method = cls(SMALL)
-    levels = [0.0, 0.25, 0.5, 0.75, 0.9, 1.0]
-    shares = [method.pattern(q, k, **method.knob(x, 256)).density(256, 256, causal=True) for x in levels]
+    levels = [0.0, 0.4, 0.7, 1.0]
+    shares = [method.pattern(q, k, **method.knob(x, 128)).density(128, 128, causal=True) for x in levels]
     assert shares == sorted(shares)
     assert shares[-1] == pytest.approx(1)
     for sparsity in (0.5, 0.8):
         knob = fit_knob(method, [(q, k)], sparsity)
-        share = method.pattern(q, k, **knob).density(256, 256, causal=True)
-        assert share == pytest.approx(1 - sparsity, rel=0.12)
+        share = method.pattern(q, k, **knob).density(128, 128, causal=True)
+        assert share == pytest.approx(1 - sparsity, rel=0.15)
 
 
 def test_a_budget_below_the_least_is_not_to_be_had():

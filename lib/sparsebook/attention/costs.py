@@ -62,15 +62,15 @@ class Cost:
     index : what finding the pattern costs
     """
 
-    embedding: float
-    projections: float
-    attention: float
-    mlp: float
-    output: float
-    index: float
+    embedding: float | int
+    projections: float | int
+    attention: float | int
+    mlp: float | int
+    output: float | int
+    index: float | int
 
     @property
-    def total(self) -> float:
+    def total(self) -> float | int:
         """All parts."""
         return self.embedding + self.projections + self.attention + self.mlp + self.output + self.index
 
@@ -133,7 +133,7 @@ def attention_cost(
     return _decode(model, n_tokens, density, batch, index, projections == "printed")
 
 
-def _prefill(m: ModelSizes, length: int, density: float, batch: int, index: float) -> Cost:
+def _prefill(m: ModelSizes, length: int, density: float | int, batch: int, index: float | int) -> Cost:
     """Equation 3."""
     tokens = batch * length
     return Cost(
@@ -146,7 +146,9 @@ def _prefill(m: ModelSizes, length: int, density: float, batch: int, index: floa
     )
 
 
-def _decode(m: ModelSizes, length: int, density: float, batch: int, index: float, printed: bool) -> Cost:
+def _decode(
+    m: ModelSizes, length: int, density: float | int, batch: int, index: float | int, printed: bool
+) -> Cost:
     """Equation 8."""
     grouped = 2 * m.hidden**2 + 2 * m.hidden * m.dim * m.kv_heads
     return Cost(

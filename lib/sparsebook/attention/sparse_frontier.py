@@ -44,6 +44,7 @@ Query = Float[Tensor, "batch heads tokens dim"]
 Key = Float[Tensor, "batch kv_heads keys dim"]
 Value = Float[Tensor, "batch kv_heads keys value_dim"]
 New = Float[Tensor, "batch heads new dim"]
+Keep = Bool[Tensor, "batch heads new prompt"]
 Mask = Bool[Tensor, "batch heads queries keys"]
 Heads = Sequence[tuple[Tensor, Tensor]]
 
@@ -75,7 +76,7 @@ class Windows:
     floor: int = 512
     ada_floor: float = 0.2
 
-    def scaled(self, factor: float, *, units: bool = False, least_observed: int = 16) -> "Windows":
+    def scaled(self, factor: float | int, *, units: bool = False, least_observed: int = 16) -> "Windows":
         """The same for inputs `factor` times as long: what counts tokens of the input shrinks in proportion.
 
         Blocks, pages and pools, which group neighbours, shrink only if `units`; rows never below 16, unless
@@ -103,7 +104,7 @@ class PrefillMethod(Protocol):
 
     name: ClassVar[str]
 
-    def knob(self, level: float, n_tokens: int) -> dict[str, Any]:
+    def knob(self, level: float | int, n_tokens: int) -> dict[str, Any]:
         """Parameters of a level from 0 (the least) to 1 (everything)."""
 
     def pattern(self, q: Query, k: Key, **knob: Any) -> SpanIndex:
@@ -117,7 +118,7 @@ class VerticalSlash:
     windows: Windows
     name: ClassVar[str] = "vertical_slash"
 
-    def knob(self, level: float, n_tokens: int) -> dict[str, Any]:
+    def knob(self, level: float | int, n_tokens: int) -> dict[str, Any]:
         """``n`` from 1 to all tokens, by equal factors."""
         return {"n": round(n_tokens**level)}
 
@@ -141,7 +142,7 @@ class FlexPrefill:
     windows: Windows
     name: ClassVar[str] = "flexprefill"
 
-    def knob(self, level: float, n_tokens: int) -> dict[str, Any]:
+    def knob(self, level: float | int, n_tokens: int) -> dict[str, Any]:
         """``alpha = 0`` and fewer lines than the floor for levels up to a half, then ``alpha`` up to 1."""
         floor = min(self.windows.floor, n_tokens)
         if level <= 0.5:
@@ -164,7 +165,7 @@ class BlockSparse:
     windows: Windows
     name: ClassVar[str] = "block_sparse"
 
-    def knob(self, level: float, n_tokens: int) -> dict[str, Any]:
+    def knob(self, level: float | int, n_tokens: int) -> dict[str, Any]:
         """``top_k`` from 3, the forced ones, to all blocks, by equal factors."""
         blocks = max(3, -(-n_tokens // self.windows.block))
         return {"top_k": round(3 * (blocks / 3) ** level)}
@@ -181,7 +182,7 @@ class Streaming:
     windows: Windows
     name: ClassVar[str] = "streaming"
 
-    def knob(self, level: float, n_tokens: int) -> dict[str, Any]:
+    def knob(self, level: float | int, n_tokens: int) -> dict[str, Any]:
         """``n_local`` from 1 to all tokens, by equal factors."""
         return {"n_local": round(n_tokens**level)}
 
@@ -198,7 +199,7 @@ PREFILL: tuple[type[Any], ...] = (VerticalSlash, FlexPrefill, BlockSparse, Strea
 
 
 def fit_knob(
-    method: PrefillMethod, heads: Heads, sparsity: float, *, slack: float = 1.1, steps: int = 10
+    method: PrefillMethod, heads: Heads, sparsity: float | int, *, slack: float = 1.1, steps: int = 10
 ) -> dict[str, Any] | None:
     """The knob whose mean density over `heads` is nearest to the budget ``1 - sparsity``, in proportion.
 
@@ -258,7 +259,7 @@ class DecodeMethod(Protocol):
 
     name: ClassVar[str]
 
-    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float | int) -> Mask:
         """True at the prompt's keys that each new query attends.
 
         Parameters
@@ -270,7 +271,7 @@ class DecodeMethod(Protocol):
         """
 
 
-def capacity(n_prompt: int, sparsity: float, *, multiple: int = 1) -> int:
+def capacity(n_prompt: int, sparsity: float | int, *, multiple: int = 1) -> int:
     """Tokens that a budget allows of a prompt, a multiple of `multiple`, at least one of it."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
@@ -284,7 +285,7 @@ class EvictSnapKV:
     windows: Windows
     name: ClassVar[str] = "snapkv"
 
-    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float | int) -> Mask:
         """See `DecodeMethod`."""
         w = self.windows
         size = capacity(k.shape[2], sparsity)
@@ -300,7 +301,7 @@ class EvictAdaSnapKV:
     windows: Windows
     name: ClassVar[str] = "ada_snapkv"
 
-    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float | int) -> Mask:
         """See `DecodeMethod`."""
         w = self.windows
         size = capacity(k.shape[2], sparsity)
@@ -324,7 +325,7 @@ class EvictTOVA:
     windows: Windows
     name: ClassVar[str] = "tova"
 
-    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float | int) -> Mask:
         """See `DecodeMethod`."""
         return kept_mask(TOVA(capacity(k.shape[2], sparsity)).keep(q, k), k.shape[2], new_q)
 
@@ -336,7 +337,7 @@ class KeepRecent:
     windows: Windows
     name: ClassVar[str] = "streaming"
 
-    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float | int) -> Mask:
         """See `DecodeMethod`."""
         size = capacity(k.shape[2], sparsity)
         sink = min(self.windows.n_sink, size // 4)
@@ -354,7 +355,7 @@ class Quest:
     windows: Windows
     name: ClassVar[str] = "quest"
 
-    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float) -> Mask:
+    def keep(self, q: Query, k: Key, new_q: New, *, sparsity: float | int) -> Mask:
         """See `DecodeMethod`."""
         page, n = self.windows.page, k.shape[2]
         scores = page_scores(new_q, *page_bounds(k, page))
@@ -378,7 +379,7 @@ def kept_mask(kept: Kept, n_keys: int, new_q: New) -> Mask:
 # Chance --------------------------------------------------------------------------------------------------
 
 
-def random_prefill_mask(like: Query, density: float, generator: torch.Generator) -> Mask:
+def random_prefill_mask(like: Query, density: float | int, generator: torch.Generator) -> Mask:
     """A causal mask of about this density without any reason; every query attends itself."""
     *shape, n, _ = like.shape
     off_diagonal = max(density * (n + 1) - 2, 0) / max(n - 1, 1)
@@ -386,7 +387,7 @@ def random_prefill_mask(like: Query, density: float, generator: torch.Generator)
     return (mask.tril(-1) | torch.eye(n, dtype=torch.bool)).to(like.device)
 
 
-def random_decode_mask(new_q: New, n_prompt: int, sparsity: float, generator: torch.Generator) -> Mask:
+def random_decode_mask(new_q: New, n_prompt: int, sparsity: float | int, generator: torch.Generator) -> Mask:
     """Keys of the prompt drawn at random for every new query, as many as the budget allows."""
     draw = torch.rand(*new_q.shape[:3], n_prompt, generator=generator)
     chosen = draw.topk(capacity(n_prompt, sparsity), sorted=False).indices
@@ -417,7 +418,7 @@ def dense_pattern(n_tokens: int, *, block_size: int = 64) -> SpanIndex:
 
 
 def attend_decode(
-    new_q: New, k: Key, v: Value, keep: Mask, *, scale: float | None = None
+    new_q: New, k: Key, v: Value, keep: Keep, *, scale: float | None = None
 ) -> tuple[Float[Tensor, "batch heads new value_dim"], Float[Tensor, "batch heads new"]]:
     """Attention of the new queries over what `keep` leaves of the prompt, and over the new tokens so far.
 

@@ -130,7 +130,7 @@ def draw_patterns(config: Config, knobs: pd.DataFrame) -> "Figure":
     _picture(axes[0, 0], _coarse(weights.sqrt()), "attention (root)", "cividis")
     for place, cls in enumerate(PREFILL[:3], start=1):
         method = cls(config.windows_for(n))
-        knob = fitted.get((method.name, TENTH))
+        knob = fitted.get((method.name, FIFTH))
         if knob is not None:
             mask = pattern_mask(method.pattern(q, k, **knob), n)
             _picture(axes[0, place], _coarse(mask[0, 0].float()), LABELS[method.name], "Greys")

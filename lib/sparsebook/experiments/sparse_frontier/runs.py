@@ -370,7 +370,8 @@ def _ablation_knobs(config: Config) -> pd.DataFrame:
     reading = config.reader().read(config.calibration[0], config.ablation_length)
     apart = [(q, k) for q, k, _ in reading.heads.values()]
     out: Rows = []
-    for name, level, method, sparsity in _prefill_arms(config.windows_for(config.ablation_length)):
+    for name, level, method in _prefill_arms(config.windows_for(config.ablation_length)):
+        sparsity = ABLATION_SPARSITY[name]
         knob = fit_knob(method, apart, sparsity)
         if knob is not None:
             more = {"level": float(level), "knob": json.dumps(knob)}
@@ -378,8 +379,8 @@ def _ablation_knobs(config: Config) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-ABLATION_SPARSITY = 0.9
-FLOOR_SPARSITY = 0.5
+ABLATION_SPARSITY = {"block": 0.5, "page": 0.8, "window": 0.9, "pool": 0.9, "floor": 0.5}
+"""Budgets that every level of a parameter can meet at 1,024 tokens, where three blocks of 64 are a third."""
 
 
 def _ablate(config: Config, knobs: pd.DataFrame, text: int) -> pd.DataFrame:
@@ -390,18 +391,18 @@ def _ablate(config: Config, knobs: pd.DataFrame, text: int) -> pd.DataFrame:
     }
     w, out = config.windows_for(n), []
     for knob, level, method in _decode_arms(w):
-        out += _mean_recall(config, reading, text, knob, level, partial(_decode_recall, method, reader))
-    for knob, level, method, _ in _prefill_arms(w):
+        measure = partial(_decode_recall, method, ABLATION_SPARSITY[knob], reader)
+        out += _mean_recall(reading, text, knob, level, measure)
+    for knob, level, method in _prefill_arms(w):
         if (knob, level) in fitted:
             measure = partial(_prefill_recall, method, fitted[knob, level])
-            out += _mean_recall(config, reading, text, knob, level, measure)
+            out += _mean_recall(reading, text, knob, level, measure)
     generator = torch.Generator().manual_seed(text)
-    random = {"decode": ABLATION_SPARSITY}
-    if n in config.random_lengths:
-        random |= {"prefill": ABLATION_SPARSITY, "floor": FLOOR_SPARSITY}
-    for what, sparsity in random.items():
-        measure = partial(_random_recall, sparsity, what == "decode", reader, generator)
-        out += _mean_recall(config, reading, text, f"random_{what}", 0, measure)
+    for knob, sparsity in ABLATION_SPARSITY.items():
+        decode = knob in ("page", "window", "pool")
+        if decode or n in config.random_lengths:
+            measure = partial(_random_recall, sparsity, decode, reader, generator)
+            out += _mean_recall(reading, text, f"random_{knob}", 0, measure)
     return pd.DataFrame(out)
 
 
@@ -417,24 +418,26 @@ def _decode_arms(w: Windows) -> Any:
 
 def _prefill_arms(w: Windows) -> Any:
     for factor in (1, 2, 4):
-        yield "block", 16 * factor, BlockSparse(replace(w, block=w.block * factor)), ABLATION_SPARSITY
+        yield "block", 16 * factor, BlockSparse(replace(w, block=w.block * factor))
     for factor in (0.25, 0.5, 1, 2):
         floor = max(1, round(w.floor * factor))
-        yield "floor", factor, FlexPrefill(replace(w, floor=floor)), FLOOR_SPARSITY
+        yield "floor", factor, FlexPrefill(replace(w, floor=floor))
 
 
 def _mean_recall(
-    config: Config, reading: Reading, text: int, knob: str, level: float, measure: Callable[..., Any]
+    reading: Reading, text: int, knob: str, level: float | int, measure: Callable[..., Any]
 ) -> Rows:
     recall, share = np.mean([measure(*heads) for heads in reading.heads.values()], axis=0)
     metrics = {"recall": (recall, "fraction"), "density": (share, "fraction")}
     return tidy("ablation", knob, text, metrics, level=float(level))
 
 
-def _decode_recall(method: Any, reader: Reader, q: Tensor, k: Tensor, v: Tensor) -> tuple[float, float]:
+def _decode_recall(
+    method: Any, sparsity: float, reader: Reader, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[float, float]:
     split = q.shape[2] - reader.judged
     new = q[:, :, split:]
-    keep = method.keep(q[:, :, :split], k[:, :, :split], new, sparsity=ABLATION_SPARSITY)
+    keep = method.keep(q[:, :, :split], k[:, :, :split], new, sparsity=sparsity)
     return _decode_held(new, k, v, keep), float(keep.float().mean())
 
 
@@ -489,7 +492,7 @@ def run_live(config: Config, knobs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-LIVE_SPARSITY = 0.9
+LIVE_SPARSITY = 0.8
 
 
 def fingerprint(n_tokens: int = 128, text: int = 5) -> list[float]:

@@ -292,10 +292,10 @@ class Scores:
     def __init__(self, table: pd.DataFrame, sabotaged: bool = False) -> None:
         self.table, self.sabotaged = table, sabotaged
         self.score = table[table.metric == "score"]
-        self.widest = table.width.max()
+        self.widest = int(table.width.max())
         self.runs = sorted(table[table.width == self.widest].seed.unique())
 
-    def mean(self, phase: str, method: str, width: int | None = None, **where: Sequence[Any]) -> pd.Series:
+    def mean(self, phase: str, method: str, width: Any = None, **where: Sequence[Any]) -> pd.Series:
         """Mean score a training run over everything that `where` leaves."""
         own = self.score[(self.score.phase == phase) & (self.score.method == method)]
         own = own[own.width == (self.widest if width is None else width)]
@@ -347,7 +347,7 @@ class Scores:
 
         Sabotaged, random masks stand for the methods on the side that the claim expects to lose less.
         """
-        width = which(self.table.width.unique())
+        width = int(which(self.table.width.unique()))
         favoured = max if task == EASY else min
         chosen = self.six() if which is favoured else SIX
         dense = self.mean("dense", "dense", width, task=[task]).reindex(self.runs)

@@ -228,16 +228,16 @@ def ablation_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, 
         index="seed", columns=["method", "level"], values="value"
     )
 
-    def gain(knob: str, chosen: float, others: Sequence[float], control: str) -> Samples:
-        own = wide[control, 0.0] if sabotaged else wide[knob, chosen]
+    def gain(knob: str, chosen: float | int, others: Sequence[float | int]) -> Samples:
+        own = wide[f"random_{knob}", 0.0] if sabotaged else wide[knob, chosen]
         return Samples(own - wide[[(knob, level) for level in others]].max(axis=1), unit="fraction")
 
     return {
-        "C10a": gain("block", 16, [64], "random_prefill"),
-        "C10b": gain("page", 16, [64], "random_decode"),
-        "C10c": gain("window", 1, [0.5, 2], "random_decode"),
-        "C10d": gain("pool", 21, [7], "random_decode"),
-        "C10f": gain("floor", 1, [0.25], "random_floor"),
+        "C10a": gain("block", 16, [64]),
+        "C10b": gain("page", 16, [64]),
+        "C10c": gain("window", 1, [0.5, 2]),
+        "C10d": gain("pool", 21, [7]),
+        "C10f": gain("floor", 1, [0.25]),
     }
 
 
