@@ -240,6 +240,7 @@ def test_paper_scale_on_a_fabricated_folder(tmp_path):
     draw = np.random.default_rng(0)
     (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in draw.integers(0, 59, 2_000)))
     small = {"n_tokens": 128, "lengths": (64, 128), "block_size": 8, "step": 2, "steps": (2,), "n_texts": 2}
+    small |= {"loss_tokens": 128, "loss_block": 8}
     at = Config.at("paper", model=str(tmp_path), text=str(tmp_path / "text.txt"), device="cpu", **small)
     table = runs._text(at, 1)
     assert set(table.experiment) == {"maxima", "recall", "ablation", "growth"}

@@ -217,15 +217,22 @@ def pool_blocks(
     exact = torch.promote_types(q.dtype, torch.float32)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     counted = m > -torch.inf
-    short = -q.shape[2] % block_size
-    pad = torch.nn.functional.pad
-    rows = pad(torch.where(counted[..., None], q.to(exact) * scale, 0), (0, 0, 0, short))
-    anchors = pad(torch.where(counted, m.to(exact), 0), (0, short))
-    number = pad(counted, (0, short)).unflatten(2, (-1, block_size)).sum(-1)
+    rows, anchors = q.to(exact), m.to(exact)
+    if not bool(counted.all()):
+        rows = torch.where(counted[..., None], rows, 0)
+        anchors = torch.where(counted, anchors, 0)
+    number = _block_sums(counted, block_size)
     divisor = number.clamp(min=1)
-    pooled = rows.unflatten(2, (-1, block_size)).sum(3) / divisor[..., None]
-    mean = anchors.unflatten(2, (-1, block_size)).sum(3) / divisor
-    return pooled, torch.where(number > 0, mean, torch.inf)
+    pooled = _block_sums(rows, block_size) * (scale / divisor)[..., None]
+    return pooled, torch.where(number > 0, _block_sums(anchors, block_size) / divisor, torch.inf)
+
+
+def _block_sums(x: Tensor, block_size: int) -> Tensor:
+    """Sums over blocks of the third axis, the last of which may be shorter."""
+    short = -x.shape[2] % block_size
+    if short:
+        x = torch.nn.functional.pad(x, (0, 0) * (x.ndim - 3) + (0, short))
+    return x.unflatten(2, (-1, block_size)).sum(3)
 
 
 def candidate_keys(

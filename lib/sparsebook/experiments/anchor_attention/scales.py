@@ -29,8 +29,6 @@ class Config:
     tolerance : difference of an output element that counts as none
     density : share of the pairs computed where methods are compared by what a model then does
     loss_tokens, loss_block, n_positions : length of the texts there, block size, and predicted tokens of each
-    width, runs, n_sequences, task_tokens, task_block, task_step : small trained transformers: their width and
-        seeds, sequences of the task and their length, and the method's layout
     speed_planted, speed_text : lengths that are timed on planted heads and on a text
     speed_block, speed_step, flex_block : layout of the timed method, and the blocks of its rivals
     processes : processes for a timing; 0 repeats it `in_process` times in this one (for tests)
@@ -68,12 +66,6 @@ class Config:
     loss_tokens: int = 1024
     loss_block: int = 16
     n_positions: int = 256
-    width: int = 64
-    runs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
-    n_sequences: int = 64
-    task_tokens: int = 256
-    task_block: int = 4
-    task_step: int = 4
     speed_planted: tuple[int, ...] = (4096, 8192, 16384)
     speed_text: tuple[int, ...] = (8192,)
     speed_block: int = 64
@@ -164,9 +156,6 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "loss_tokens": 256,
         "loss_block": 8,
         "n_positions": 32,
-        "width": 32,
-        "runs": (0, 1),
-        "n_sequences": 4,
         "speed_planted": (256, 512),
         "speed_text": (256,),
         "speed_block": 16,

@@ -87,7 +87,7 @@ def claim_samples(found: dict[str, pd.DataFrame], config: Config) -> dict[str, S
         "H1": Samples(_value(found["released"], "checked", "deviation"), unit="pairs"),
         "H5": ratio(densities(ablation, "anchor: constant", target) / densities(ablation, "anchor", target)),
     }
-    return samples | _speed_samples(found["speed"]) | _task_samples(found)
+    return samples | _speed_samples(found["speed"])
 
 
 def _speed_samples(speed: pd.DataFrame) -> dict[str, Samples]:
@@ -130,17 +130,6 @@ def _loss(likelihood: pd.DataFrame, method: str, over: str) -> np.ndarray:
     return (wide[method] - wide[over]).to_numpy()
 
 
-def _task_samples(found: dict[str, pd.DataFrame]) -> dict[str, Samples]:
-    """Accuracy differences of the small trained models, where they were there."""
-    if "tasks" not in found:
-        return {}
-    wide = found["tasks"].pivot_table(index="seed", columns="method", values="value")
-    return {
-        "C6b": Samples((wide["anchor"] - wide["dense"]).to_numpy(), unit="accuracy"),
-        "C6c": Samples((wide["anchor"] - wide["block_topk + region"]).to_numpy(), unit="accuracy"),
-    }
-
-
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; say of the others why they were not tested."""
     samples = claim_samples(found, config)
@@ -153,7 +142,7 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:
     """The same samples from a twin that is broken where each claim's control says."""
-    broken = replace(config, sabotaged=True, n_texts=8, in_process=5, repeats=5, runs=tuple(range(8)))
+    broken = replace(config, sabotaged=True, n_texts=8, in_process=5, repeats=5)
     samples = claim_samples(measure(broken), broken)
     # Its control is the method run many times over: at this size nothing else is surely slower.
     spent = samples["C1c"].values
