@@ -5,7 +5,7 @@
 
 One step is the public call on either side: forward, loss, counting of what fired, backward, clipping, Adam;
 rounds are interleaved. SAELens (``pip install sae-lens``) is measured in both of its forms, dense and sparse
-activations, with its own defaults. No latent is dead in so few steps: neither side pays for an auxiliary loss.
+activations, with its own defaults. No latent is dead in so few steps: no side pays for an auxiliary loss.
 """
 
 import sys

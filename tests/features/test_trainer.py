@@ -288,7 +288,7 @@ def test_resampling_restarts_the_dead_and_no_other():
     changed = ((sae.encoder - before).abs().sum(-1) > 0).nonzero().tolist()
     assert changed == [[0, 3], [1, 7], [1, 8]]
     directions_of_tokens = normalize(x - sae.pre_bias[1], dim=-1)
-    assert float((directions_of_tokens @ sae.decoder[1, 7]).max()) == pytest.approx(1)
+    assert (directions_of_tokens @ sae.decoder[1, 7]).max().item() == pytest.approx(1)
     alive = [j for j in range(LATENTS) if j not in (7, 8)]
     assert float(sae.encoder[1, 8].norm()) == pytest.approx(0.2 * float(before[1, alive].norm(dim=1).mean()))
     assert float(trainer.optimiser.state[sae.decoder]["exp_avg"][1, 7].abs().max()) == 0
