@@ -7,8 +7,9 @@
 
 Of equal elements the first is taken (lowest column, lowest row, lowest position in the flattened matrix). NaN
 is refused; infinities are ordered as numbers. float32, bfloat16 and float16 run compiled on a CPU (half types
-are widened) and as Triton on a GPU; float64 takes the reference, a stable sort. Gradients reach x through the
-values."""
+are widened) and as Triton on a GPU; float64 takes the reference, a stable sort. Gradients reach x through
+the values.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property

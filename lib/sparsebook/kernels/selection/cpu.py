@@ -111,7 +111,8 @@ def kept_values(values, first, n, m):
     """The smallest value that is kept when n are cut to m, the next float above it, and how many equal it."""
     smallest = mth_largest(values, first, n, m)
     above = np.nextafter(smallest, np.float32(np.inf))
-    return smallest, above, m - count_reaching(values, first, n, above)
+    larger = count_reaching(values, first, n, above) if above > smallest else 0  # nothing is above infinity
+    return smallest, above, m - larger
 
 
 @njit(cache=True, nogil=True)
@@ -121,7 +122,7 @@ def cut(values, positions, first, n, m):
     smallest, above, ties = kept_values(values, first, n, m)
     kept = first
     for i in range(first, first + n):
-        if values[i] >= above or (values[i] == smallest and ties > 0):
+        if values[i] > smallest or (values[i] == smallest and ties > 0):
             ties -= values[i] == smallest
             values[kept], positions[kept] = values[i], positions[i]
             kept += 1

@@ -2,7 +2,8 @@
 
 Numba vectorises no loop that appends to a list or that keeps several sums in registers, so these few steps
 are written in LLVM's vector type. A block is 64 floats: LLVM splits it into whatever registers the machine
-has (four with AVX-512, eight with AVX, sixteen with NEON or SSE). `WIDTH` is one register's floats."""
+has (four with AVX-512, eight with AVX, sixteen with NEON or SSE). `WIDTH` is one register's floats.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,8 +1,9 @@
 """The operators of the three selections, with their gradients: a gradient goes to what was selected.
 
 `row_topk` returns values and columns; `column_topm` and `global_topm` return entries ordered by row (values,
-rows, columns) and each row's first entry. Sizes are not checked here, NaN is: the public functions do the
-rest."""
+rows, columns) and each row's first entry. Sizes are not checked here, NaN is: the public functions
+do the rest.
+"""
 
 from typing import Any
 

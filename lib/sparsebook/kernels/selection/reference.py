@@ -11,7 +11,7 @@ def row_topk_reference(
     x: Float[Tensor, "rows columns"], k: int, ordered: bool = True
 ) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row and their columns: by value (of equals the lowest column) or by column."""
-    indices = x.argsort(dim=1, descending=True, stable=True)[:, :k]
+    indices = x.argsort(dim=1, descending=True, stable=True)[:, :k].contiguous()
     if not ordered:
         indices = indices.sort(1).values
     return x.gather(1, indices), indices
@@ -34,6 +34,6 @@ def global_topm_reference(x: Float[Tensor, "rows columns"], m: int) -> Entries:
 
 
 def _entries(x: Tensor, mask: Tensor) -> Entries:
-    rows, columns = mask.nonzero(as_tuple=True)
+    rows, columns = (part.clone() for part in mask.nonzero(as_tuple=True))
     offsets = torch.nn.functional.pad(mask.sum(1).cumsum(0), (1, 0))
     return x[rows, columns], rows, columns, offsets

@@ -9,8 +9,9 @@ of rows by atom (a counting sort), and each atom's gradient is summed by one thr
 depend on the number of threads. Memory is that of inputs, outputs and a copy of the lists.
 
 float32, bfloat16 and float16 run compiled on a CPU (half types are widened) and as Triton on a GPU, with
-float32 sums; float64 takes the reference. NaN and infinity propagate as in the dense product with the listed
-entries."""
+float32 sums; float64 takes the reference. NaN and infinity propagate as in the dense product of the listed
+entries.
+"""
 
 import torch
 from jaxtyping import Float, Int

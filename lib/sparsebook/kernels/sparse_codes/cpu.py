@@ -55,8 +55,7 @@ def _vectors_at(builder: Any, pointer: Any, count: int) -> list[Any]:
 
 
 def _weighted_sum(count: int) -> Any:
-    """The intrinsic out[at:] = sum of weights[i] * table[indices[i], column:] over a list, `count`
-    vectors."""
+    """The intrinsic out[at:] = sum of weights[i] * table[indices[i], column:], for `count` vectors."""
 
     @intrinsic
     @no_type_check
@@ -199,13 +198,10 @@ def _sum_and_multiply(
         else:
             _products_1(out, atoms, at, table, column, dim, rows, weights, products, first, last)
     else:
-        total = np.float32(0.0)
         for i in range(first, last):
-            x = table[rows[i] * dim + column]
-            total += weights[i] * x
-            products[i] += x * atoms[at]
+            products[i] += table[rows[i] * dim + column] * atoms[at]
         if both:
-            out[at] = total
+            _sum_rows(out, atom, column, width, table, dim, rows, weights, first, last)
 
 
 @njit(cache=True, nogil=True)
@@ -274,21 +270,21 @@ def sparse_decode_backward_cpu(
     begins, rows, places = turn_lists(_integers(indices), _integers(offsets), n_atoms)
     weights = _floats(values)[places] if for_dictionary else np.empty(0, np.float32)
     table, n = _floats(grad), len(rows)
-    grad_dictionary = dictionary.new_empty((n_atoms if for_dictionary else 0, dim), dtype=torch.float32)
     grad_values = dictionary.new_empty(n if for_values else 0, dtype=torch.float32)
-    if not for_values:
+    grad_dictionary = dictionary.new_empty((n_atoms if for_dictionary else 0, dim), dtype=torch.float32)
+    if for_values:
+        products = np.zeros(n, np.float32)
+        threads = thread_count(n * dim, _LEAST_WORK)
+        # Runs of atoms with about the same number of entries, a few for each thread.
+        bounds = np.searchsorted(begins, np.linspace(0, n, 8 * threads + 1))
+        bounds[0], bounds[-1] = 0, n_atoms
+        run_threads(
+            _work_atoms, threads, _floats(grad_dictionary), _floats(dictionary), table, dim, rows, weights,
+            products, begins, _columns(dim), bounds, for_dictionary, np.zeros(1, np.int64),
+        )  # fmt: skip
+        grad_values.numpy()[places] = products
+    elif for_dictionary:
         _sums(_floats(grad_dictionary), table, dim, rows, weights, begins)
-        return grad_values.to(dictionary.dtype), grad_dictionary.to(dictionary.dtype)
-    products = np.zeros(n, np.float32)
-    threads = thread_count(n * dim, _LEAST_WORK)
-    # Runs of atoms with about the same number of entries, a few for each thread.
-    bounds = np.searchsorted(begins, np.linspace(0, n, 8 * threads + 1))
-    bounds[0], bounds[-1] = 0, n_atoms
-    run_threads(
-        _work_atoms, threads, _floats(grad_dictionary), _floats(dictionary), table, dim, rows, weights,
-        products, begins, _columns(dim), bounds, for_dictionary, np.zeros(1, np.int64),
-    )  # fmt: skip
-    grad_values.numpy()[places] = products
     return grad_values.to(dictionary.dtype), grad_dictionary.to(dictionary.dtype)
 
 
