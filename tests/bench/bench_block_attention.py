@@ -26,6 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparsebook.evaluation.timing import compare, paired_median_ratio
+from sparsebook.experiments.attention_kernels import Config, inputs, run_decode, run_layouts
 from sparsebook.kernels.block_attention import SpanIndex, block_sparse_attention, span_attention
 from sparsebook.kernels.block_attention.layout import read_block_mask
 
@@ -34,33 +35,12 @@ BLOCK = 128
 
 
 def normal(device: str, dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(*shape, generator=generator).to(device, dtype) for _ in range(3))  # type: ignore
+    q, k, v = inputs.normal(0, *shape, dtype=dtype)
+    return q.to(device), k.to(device), v.to(device)
 
 
 def random_blocks(heads: int, tokens: int, density: float, device: str, causal: bool = False) -> BlockMask:
-    """The same number of random blocks in every row of blocks; causal rows keep their diagonal block."""
-    n = tokens // BLOCK
-    score = torch.rand(1, heads, n, n, generator=torch.Generator().manual_seed(1))
-    allowed = torch.ones(n, n).tril() if causal else torch.ones(n, n)
-    score = score * allowed + (torch.eye(n) * 2 if causal else 0)
-    counts = (density * allowed.sum(-1)).round().clamp(min=1).int().expand(1, heads, n)
-    rank = score.argsort(dim=-1, descending=True).argsort(dim=-1)
-    kept = rank < counts[..., None]
-    blocks = kept.int().argsort(dim=-1, descending=True, stable=True).int()
-    mask = (lambda b, h, i, j: i >= j) if causal else None
-    return BlockMask.from_kv_blocks(
-        counts.contiguous().to(device), blocks.contiguous().to(device), BLOCK_SIZE=BLOCK, mask_mod=mask
-    )
-
-
-def density_of(mask: BlockMask, tokens: int, causal: bool) -> float:
-    """Pairs computed over those of dense attention of the same kind."""
-    blocks = int(mask.kv_num_blocks.sum()) / mask.kv_num_blocks.shape[1]
-    if not causal:
-        return blocks * BLOCK**2 / tokens**2
-    diagonal = tokens // BLOCK * BLOCK * (BLOCK - 1) / 2  # what the diagonal blocks do not attend
-    return (blocks * BLOCK**2 - diagonal) / (tokens * (tokens + 1) / 2)
+    return inputs.random_blocks(heads, tokens, density, block=BLOCK, causal=causal).to(device)
 
 
 def operator_alone(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, causal: bool) -> Callable[[], object]:
@@ -68,20 +48,6 @@ def operator_alone(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, causal: boo
     arguments = (q, k, v, lists.counts, lists.blocks, lists.full_counts, lists.full_blocks, BLOCK, BLOCK)
     scale = q.shape[3] ** -0.5
     return lambda: torch.ops.sparsebook.block_attention(*arguments, lists.causal, scale)
-
-
-def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
-    """The simplest honest form: gather each query block's key blocks and call SDPA."""
-    batch, heads, tokens, dim = q.shape
-    count = int(mask.kv_num_blocks[0, 0, 0])
-    index = mask.kv_indices[0, :, :, :count].long().flatten(1)
-    head = torch.arange(heads)[:, None]
-    keys, values = (
-        x.view(heads, tokens // BLOCK, BLOCK, dim)[head, index].view(-1, 1, count * BLOCK, dim)
-        for x in (k, v)
-    )
-    out = scaled_dot_product_attention(q.reshape(-1, 1, BLOCK, dim), keys, values)
-    return out.view(batch, heads, tokens, dim)
 
 
 def summary(seconds: dict[str, list[float]], density: float, **more: Any) -> Row:
@@ -117,7 +83,7 @@ def cpu_rows(tokens: int = 8192, heads: int = 4, dim: int = 64, repeats: int = 5
         functions: dict[str, Callable[[], object]] = {
             "sdpa": lambda: scaled_dot_product_attention(q, k, v),
             "flex": lambda mask=mask: compiled(q, k, v, block_mask=mask),
-            "gather": lambda mask=mask: gather_and_attend(q, k, v, mask),
+            "gather": lambda mask=mask: inputs.gather_and_attend(q, k, v, mask),
             "ours": lambda mask=mask: block_sparse_attention(q, k, v, mask),
             "kernel": operator_alone(q, k, v, mask, False),
         }
@@ -125,7 +91,7 @@ def cpu_rows(tokens: int = 8192, heads: int = 4, dim: int = 64, repeats: int = 5
         torch.testing.assert_close(functions["ours"](), reference, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(functions["flex"](), reference, rtol=1e-4, atol=1e-5)
         seconds = compare(functions, repeats=repeats, warmup=1)
-        row = summary(seconds, density_of(mask, tokens, False))
+        row = summary(seconds, inputs.density_of(mask, tokens, causal=False))
         flop = 4 * heads * tokens**2 * dim * row["density"]
         row["ours GFLOP/s"] = flop / statistics.median(seconds["ours"]) / 1e9
         yield row
@@ -139,6 +105,10 @@ def run_cpu(threads: int = 2) -> list[Row]:
     print(f"dense product: {gemm_rate() / 1e9:.0f} GFLOP/s on {threads} threads")
     rows = list(cpu_rows())
     show("4 heads of 64, 8,192 tokens, float32, not causal, blocks of 128; times in ms", rows)
+    config = Config.at("full", threads=threads)
+    for title, table in (("layouts at equal density", run_layouts), ("decoding", run_decode)):
+        ratios = table(config).query("metric in ('over_dense', 'over_ideal') and method != 'dense'")
+        show(f"{title}: times over dense attention's", ratios.drop(columns="experiment").to_dict("records"))
     return rows
 
 
@@ -176,7 +146,7 @@ def cuda_rows(tokens: int, dim: int, repeats: int, with_flex: bool) -> Iterator[
             if density == 1.0:
                 _same(functions["ours"](), functions["sdpa"](), "sdpa")
             seconds = compare(functions, repeats=repeats, warmup=3, synchronize=torch.cuda.synchronize)
-            exact = density_of(mask, tokens, causal)
+            exact = inputs.density_of(mask, tokens, causal=causal)
             row = summary(seconds, exact, tokens=tokens, dim=dim, causal=causal)
             flop = 4 * heads * tokens**2 * dim * (0.5 if causal else 1)
             for name, share in (("sdpa", 1.0), ("kernel", exact)):
