@@ -122,7 +122,9 @@ class MatchingPursuitSAE(SparseAutoencoder):
         ------
         ValueError : as :meth:`encode`, or `n_steps` below 1
         """
-        x = self._checked(x, "batch")
+        return self._pursued(self._checked(x, "batch"), n_steps, return_path)
+
+    def _pursued(self, x: Tensor, n_steps: int | None = None, return_path: bool = False) -> PursuitCodes:
         centred = (x - self.pre_bias[..., None, :]).expand(*self.lead, *x.shape[-2:])
         atoms, dropped = self.dictionary, self.training and self.atom_dropout > 0
         if dropped:
@@ -157,11 +159,10 @@ class MatchingPursuitSAE(SparseAutoencoder):
         ------
         ValueError : as :meth:`SparseAutoencoder.encode`
         """
-        self._checked(x, mode)
-        return self._as_codes(self.pursue(x, n_steps))
+        return self._as_codes(self._pursued(self._checked(x, mode), n_steps))
 
     def codes_of(self, x: Float[Tensor, "*batch tokens width"], mode: Mode, keep: bool) -> tuple[Codes, None]:
-        return self._as_codes(self.pursue(x)), None
+        return self._as_codes(self._pursued(x)), None
 
     def decode(
         self, codes: Codes | Float[Tensor, "*seeds tokens latents"]
@@ -177,8 +178,7 @@ class MatchingPursuitSAE(SparseAutoencoder):
 
         Parameters and errors as in :meth:`SparseAutoencoder.forward`.
         """
-        self._checked(x, mode)
-        pursued = self.pursue(x)
+        pursued = self._pursued(self._checked(x, mode))
         return SAEOutput(x - pursued.residual, self._as_codes(pursued), None)
 
     def _as_codes(self, pursued: PursuitCodes) -> Codes:

@@ -113,7 +113,7 @@ def matching_pursuit(
     limit = _positive("n_steps", atoms.shape[1] + 1 if n_steps is None else n_steps)
     threshold = _threshold(tolerance)
     given = _check_gram(gram, dictionary, atoms)
-    use_gram = _choose_form(groups, atoms, given, limit, 1.0) if use_gram is None else use_gram
+    use_gram = _choose_form(groups, atoms, given, limit, 0.0) if use_gram is None else use_gram
     rule = Rule.POSITIVE if nonnegative else Rule.ABSOLUTE if absolute else Rule.SIGNED
     coefficients, residual, indices = torch.ops.sparsebook.matching_pursuit(
         groups, atoms, given, limit, threshold, int(rule), stop_on_repeat, use_gram
@@ -253,18 +253,19 @@ def _check_gram(gram: Tensor | None, dictionary: Tensor, atoms: Tensor) -> Tenso
     return gram
 
 
-def _choose_form(x: Tensor, dictionary: Tensor, gram: Tensor | None, n_steps: int, reads: float) -> bool:
-    """Whether the Gram form costs less: its products and `reads` rows of it a step, or products at all steps.
+def _choose_form(x: Tensor, dictionary: Tensor, gram: Tensor | None, n_steps: int, kept: float) -> bool:
+    """Whether the Gram form costs less: its product and one row of it a step, or products at all steps.
 
-    Costs are counted in multiply-adds of a matrix product; a value read from memory costs as much as 18 of
-    them, one that the caches hold as much as 3.
+    Costs are multiply-adds of a matrix product, for one atom. A number read from memory counts as 18, one
+    that the caches hold (small Gram matrices; `kept` rows, on average, of the atoms orthogonal pursuit took)
+    as 3, and passing over freshly made correlations as 60.
     """
     rows, dim, atoms = x.shape[1], x.shape[2], dictionary.shape[1]
     if gram is None and dictionary.shape[0] * atoms * atoms > _LARGEST_GRAM:
         return False
     made = 0 if gram is not None else atoms * dim
-    read = 18 if atoms * atoms > 1 << 18 else 3
-    return made + rows * (dim + n_steps * reads * read) < rows * dim * n_steps
+    read = (18 if atoms * atoms > 1 << 18 else 3) + 3 * kept
+    return made + rows * (dim + n_steps * read) < rows * n_steps * (dim + 60)
 
 
 def _path(x: Tensor, dictionary: Tensor, indices: Tensor, coefficients: Tensor) -> Tensor:
