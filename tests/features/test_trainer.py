@@ -179,6 +179,15 @@ def test_free_norms_if_so_wished():
     assert float((sae.decoder.detach().norm(dim=-1) - 1).abs().max()) > 1e-2
 
 
+def test_a_frozen_decoder_stays_and_the_encoder_learns(tmp_path):
+    sae = VARIANTS["topk"](seeds=(0, 1))
+    sae.decoder.requires_grad_(False)
+    before = [tensor.detach().clone() for tensor in (sae.decoder, sae.encoder)]
+    train(sae, shuffled(torch.randn(100, WIDTH), 20), OPTIONS, checkpoint=tmp_path / "c")
+    torch.testing.assert_close(sae.decoder, before[0])
+    assert (sae.encoder - before[1]).abs().max().item() > 1e-3
+
+
 def test_clipping_is_each_seeds_own():
     sae = VARIANTS["topk"](seeds=(0, 1), dtype=torch.float64)
     trainer = Trainer(sae, TrainingOptions(1))

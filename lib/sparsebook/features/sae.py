@@ -74,6 +74,9 @@ class SAEOutput:
 class SparseAutoencoder(nn.Module, ABC):
     """A dictionary, a bias, and the verbs of every sparse autoencoder.
 
+    Every parameter and buffer that a variant adds begins with the axes of :attr:`lead`. A parameter that is
+    to stay as it is gets ``requires_grad_(False)``: the trainer leaves it alone.
+
     Parameters
     ----------
     width : size of an activation vector
@@ -351,7 +354,7 @@ class SelectionSAE(LinearEncoderSAE):
     def codes_of(
         self, x: Float[Tensor, "*batch tokens width"], mode: Mode, keep: bool
     ) -> tuple[Codes, Float[Tensor, "*seeds tokens latents"] | None]:
-        if not keep and mode == "batch" and not self.couples_tokens:
+        if x.device.type == "cpu" and not keep and mode == "batch" and not self.couples_tokens:
             return self.with_gradient(x, self._select_by_groups(x)), None
         with torch.no_grad():
             affinities = self.affinities(x)
