@@ -222,7 +222,7 @@ def draw_likelihood(table: pd.DataFrame) -> "Figure":
 def draw_lengths(recall: pd.DataFrame, likelihood: pd.DataFrame) -> "Figure":
     """After the paper's Figure 3: what a fifth of the budget loses, against the length of the input."""
     figure, ((left, right),) = _subplots(1, 2)
-    lengths = sorted(recall.n_tokens.unique())
+    lengths = sorted(map(int, recall.n_tokens.unique()))
     dense = likelihood[likelihood.method == "dense"].pivot_table(
         index="seed", columns="n_tokens", values="value"
     )
@@ -230,7 +230,9 @@ def draw_lengths(recall: pd.DataFrame, likelihood: pd.DataFrame) -> "Figure":
         style = {"ls": "-" if phase == "prefill" else "--"}
         missing = {n: 1 - per_text(recall, "recall", method, phase, n, [FIFTH]) for n in lengths}
         _band(left, lengths, pd.DataFrame(missing), method, **style)
-        added = {n: per_text(likelihood, "loss", method, phase, n, [FIFTH]) - dense[n] for n in dense}
+        added = {
+            n: per_text(likelihood, "loss", method, phase, n, [FIFTH]) - dense[n] for n in map(int, dense)
+        }
         _band(right, dense.columns, pd.DataFrame(added), method, **style)
     left.set(ylabel="attention mass left out", title="A fifth of the pairs")
     right.set(ylabel="loss added, nats per token", title="The same in likelihood")

@@ -333,11 +333,10 @@ class PlantedReader:
     """One attention layer that was not learned but laid out, so that what it needs is known; for `smoke`.
 
     Every token's continuation stands at a key that its query points to: one of a few hot keys that all
-    queries of a head share, a key at a fixed distance, or one of a run of neighbours. The value of a key is
-    the token that follows, so the mass that reaches the right keys is the probability of the right token.
+    queries of a head share, a key at a fixed distance, or one of a run of neighbours. Every key stands for a
+    token of its own, so the weight of the right key is the probability of the right token.
     """
 
-    VOCABULARY = 32
     DIM = 32
 
     def __init__(self, judged: int = 16, strength: float = 9.0) -> None:
@@ -354,10 +353,8 @@ class PlantedReader:
             noise = torch.from_numpy(draw.standard_normal((n_tokens, self.DIM))).float()
             queries.append(self.strength / self.DIM**0.5 * marks[goal] + noise)
             wanted.append(goal)
-        # Each head's goal holds the same next token: the value at a goal is that token.
-        words = torch.from_numpy(draw.integers(self.VOCABULARY, size=n_tokens))
-        v = torch.nn.functional.one_hot(words, self.VOCABULARY).float()
-        targets = torch.stack([words[goal] for goal in wanted])
+        v = torch.eye(n_tokens)  # every key stands for a token of its own
+        targets = torch.stack(wanted)
         heads = {0: (torch.stack(queries)[None], marks[None, None], v[None, None])}
         q, k, v = heads[0]
         mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril()
@@ -377,10 +374,10 @@ class PlantedReader:
         return torch.from_numpy(np.minimum(goal, place))
 
     def _loss(self, out: Tensor, targets: Tensor) -> float:
-        """Minus the logarithm of the mass at the right token, a hundredth of chance mixed in."""
+        """Minus the logarithm of the mass at the right token, a little added."""
         last = out[0, :, -self.judged :]
         right = last.gather(-1, targets[:, -self.judged :, None])[..., 0]
-        return float(-torch.log(0.99 * right + 0.01 / self.VOCABULARY).mean())
+        return float(-torch.log(right + 1e-4).mean())
 
     def prefill_loss(self, reading: Reading, attend: Attend) -> float:
         """See `Reader`."""

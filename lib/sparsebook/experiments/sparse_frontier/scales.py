@@ -144,9 +144,11 @@ def config(scale: str = "book") -> Config:
 _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
         "lengths": (128, 256),
+        "sparsities": (0.8, 0.9),
         "likelihood_lengths": (128, 256),
         "few_cells": False,
         "random_lengths": (128, 256),
+        "random_sparsities": (0.8, 0.9),
         "judged": 16,
         "ablation_length": 256,
         "widths": (32, 64, 128),

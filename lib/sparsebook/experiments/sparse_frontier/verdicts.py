@@ -200,14 +200,14 @@ def loss_by_length(table: pd.DataFrame, sabotaged: bool = False) -> np.ndarray:
     dense = table[table.method == "dense"].pivot_table(index="seed", columns="n_tokens", values="value")
     by_length = {
         n: np.mean([per_text(table, "loss", m, p, n, [FIFTH]) for p, m in six(sabotaged)], axis=0) - dense[n]
-        for n in dense.columns
+        for n in map(int, dense.columns)
     }
     return pd.DataFrame(by_length).to_numpy()
 
 
 def recall_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
     """Attention mass on text, paired by text."""
-    lengths = sorted(table.n_tokens.unique())
+    lengths = sorted(map(int, table.n_tokens.unique()))
     missing = {
         n: 1 - np.mean([per_text(table, "recall", m, p, n, [FIFTH]) for p, m in six(sabotaged)], axis=0)
         for n in lengths
@@ -269,7 +269,9 @@ def agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame], config: Config
     out: dict[str, dict[str, str]] = {}
     cells = live[(live.metric == "recall") & (live.method != "random")]
     for row in cells.itertuples():
-        recorded = per_text(found["recall"], "recall", row.method, row.phase, row.n_tokens, [row.sparsity])
+        recorded = per_text(
+            found["recall"], "recall", row.method, row.phase, int(row.n_tokens), [row.sparsity]
+        )
         inside = inside_prediction(float(row.value), recorded.to_numpy())
         name = f"{LABELS[row.method]}, {row.phase}"
         out[name] = {"attention mass": "inside the prediction" if inside else "OUTSIDE the prediction"}
