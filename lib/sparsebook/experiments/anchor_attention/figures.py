@@ -25,6 +25,7 @@ LABELS = {
     "vertical_slash": "vertical and slash",
     "streaming": "StreamingLLM",
     "sdpa": "dense (SDPA)",
+    "dense kernel": "dense (the book's kernel)",
     "flex": "FlexAttention, best blocks",
 }
 
@@ -207,7 +208,7 @@ def draw_growth(growth: pd.DataFrame, target: float) -> "Figure":
     axes.plot(wide.columns, wide.T, color=BLUE, alpha=0.3, lw=1)
     axes.plot(wide.columns, wide.mean(), "o-", color=BLUE)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(list(wide.columns), [f"{n:,}" for n in wide.columns])
+    axes.set_xticks(list(wide.columns), [f"{int(n):,}" for n in wide.columns])
     axes.set(xlabel="tokens", ylabel=f"density at a recall of {target:.2f}", ylim=(0, 1))
     return figure
 
@@ -265,24 +266,31 @@ def draw_likelihood(table: pd.DataFrame) -> "Figure":
 
 def draw_speed(speed: pd.DataFrame) -> "Figure":
     """Left: time against length on planted heads. Right: where AnchorAttention's time goes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     figure, (left, right) = _subplots(2, width=9.0, height=3.8)
     timed = speed[(speed.experiment == "speed") & (speed.metric == "time")]
-    for method in ("sdpa", "flex", "flexprefill", "block_topk", "anchor"):
+    for method in ("sdpa", "dense kernel", "flex", "flexprefill", "block_topk", "anchor"):
         own = timed[(timed.method == method) & (timed.kind == "planted")]
+        if own.empty:
+            continue
         wide = own.pivot_table(index="process", columns="n", values="value")
-        key = {"anchor": "anchor_attention", "sdpa": "dense"}.get(method, method)
+        key = {"anchor": "anchor_attention", "sdpa": "dense", "dense kernel": "random"}.get(method, method)
         left.plot(wide.columns, wide.median(), marker=marker(key), color=color(key), label=LABELS[method])
         left.fill_between(wide.columns, wide.min(), wide.max(), color=color(key), alpha=0.15, lw=0)
     lengths = sorted(set(timed[timed.kind == "planted"].n))
     left.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms, two threads")
     left.set_xticks(lengths, [f"{n:,}" for n in lengths])
     left.minorticks_off()
+    left.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     left.set_title("planted heads, equal recall")
-    left.legend(fontsize=8)
+    left.legend(fontsize=7, loc="upper left")
+    left.set_ylim(None, left.get_ylim()[1] * 3)  # room for the legend
     bars = []
     for (kind, n), own in timed.groupby(["kind", "n"]):
         parts = own.groupby("method").value.median()
-        bars.append((f"{kind}\n{n:,}", [parts[f"anchor: {name}"] for name in PARTS]))
+        bars.append((f"{kind}\n{int(n):,}", [parts[f"anchor: {name}"] for name in PARTS]))
     bottom = np.zeros(len(bars))
     shares = np.array([np.array(values) / sum(values) for _, values in bars])
     for part, shade, values in zip(PARTS, (BLUE, ORANGE, VERMILLION), shares.T, strict=True):

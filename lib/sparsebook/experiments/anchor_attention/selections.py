@@ -70,7 +70,7 @@ class Judge:
         """The softmax's state after the keys of an index."""
         h = self.heads
         v = h.v if self.tolerance else h.k[..., :1].contiguous()  # one column where only sums are wanted
-        return span_state(h.q, h.k, v, _on(index, h.q), causal=True, scale=h.scale)
+        return span_state(h.q, h.k, v, on_device_of(index, h.q), causal=True, scale=h.scale)
 
     def judge(self, choice: Choice) -> Found:
         """Density and recall, means over layers and heads."""
@@ -86,7 +86,8 @@ class Judge:
         return found
 
 
-def _on(index: SpanIndex, like: Tensor) -> SpanIndex:
+def on_device_of(index: SpanIndex, like: Tensor) -> SpanIndex:
+    """An index where a tensor is."""
     if index.spans.device == like.device:
         return index
     spans, columns, counts = (x.to(like.device) for x in (index.spans, index.columns, index.counts))
@@ -112,7 +113,7 @@ def anchors(heads: Heads, kind: str, block_size: int, step: int) -> Tensor:
     if kind == "constant":
         return heads.q.new_zeros(heads.q.shape[:3])
     if kind == "true maximum":
-        return row_maxima(heads, _on(everything(n), heads.q))
+        return row_maxima(heads, on_device_of(everything(n), heads.q))
     regions = anchor_regions(n, block_size=block_size, step=step, device=heads.q.device)
     if kind == "both":
         return row_maxima(heads, regions)

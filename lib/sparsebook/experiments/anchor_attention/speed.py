@@ -203,9 +203,11 @@ def _functions(case: dict[str, Any], device: str) -> dict[str, Callable[[], obje
     theta = budgets["anchor"]
     state = anchor_state(q, k, v, block_size=block, step=step, scale=scale)
     stripes = stripe_select(q, k, state.m, theta=theta, block_size=block, step=step, scale=scale)
+    everything = selections.on_device_of(selections.everything(case["n"]), q)
     functions: dict[str, Callable[[], object]] = {
         "sdpa": lambda: scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scale),
         "flex": _flex(case, q, keys, values, tiles, scale),
+        "dense kernel": lambda: span_attention(q, k, v, everything, causal=True, scale=scale),
         "flexprefill": lambda: whole("flexprefill"),
         "block_topk": lambda: whole("block_topk"),
         "anchor": lambda: anchor_attention(q, k, v, theta=theta, block_size=block, step=step, scale=scale),
