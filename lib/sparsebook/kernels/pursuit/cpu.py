@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, no_type_check
 
-import numba
 import numpy as np
 import torch
 from numba import njit
@@ -502,9 +501,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _in_threads(work: Callable[..., None], n_items: int, *arguments: Any) -> None:
-    """`work(*arguments, counter)` in as many threads as torch and Numba allow and the items fill."""
+    """`work(*arguments, counter)` in as many threads as torch may use and the items fill.
+
+    Numba is not asked: its answer starts its own OpenMP threads, and torch's count of them is then ignored.
+    """
     counter = np.zeros(1, np.int64)
-    threads = min(torch.get_num_threads(), numba.get_num_threads())
+    threads = torch.get_num_threads()
     helpers = min(threads, -(-n_items // _ROWS)) - 1
     others = [_pool(threads).submit(work, *arguments, counter) for _ in range(helpers)]
     work(*arguments, counter)
