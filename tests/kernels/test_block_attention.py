@@ -129,6 +129,29 @@ def test_all_blocks_equal_plain_attention() -> None:
     close(block_sparse_attention(q, k, v, mask, causal=True), causal, 2e-6)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dim", [80, 128, 250, 256])
+def test_wide_heads(dim: int, dtype: torch.dtype) -> None:
+    """Several tiles of queries and of keys, the last ones cut; 250 is no multiple of a vector."""
+    q, k, v = inputs(1, 2, 1, 140, 270, dim, dtype=dtype)
+    table = random_table(dim, 1, 2, 2, 3, density=0.8)
+    out = block_sparse_attention(q, k, v, block_mask(table, (128, 100)), causal=True)
+    close(out, dense(q, k, v, table_mask(table, (128, 100), 140, 270, True)))
+
+
+def test_only_attended_keys_are_read() -> None:
+    """Poison everywhere else, so that a tile may not reach beyond its list of keys."""
+    q, k, v = inputs(1, 2, 2, 100, 400, 24)
+    columns = torch.arange(1, 400, 3)[None, None, None]
+    index = SpanIndex.from_columns(columns, torch.tensor([[[columns.shape[3]]]]), 100)
+    expected = dense(q, k, v, index.dense_mask(100, 400, causal=False))
+    poison = torch.ones(400, dtype=torch.bool)
+    poison[columns.flatten()] = False
+    for x in (k, v):
+        x[:, :, poison] = torch.nan
+    close(span_attention(q, k, v, index, causal=False), expected)
+
+
 def test_a_values_own_width_and_layout() -> None:
     q, k, _ = inputs(2, 4, 2, 90, 110, 24)
     v = normal(5, 2, 110, 2, 72).transpose(1, 2)
