@@ -49,7 +49,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 @here
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("dim", [1, 40, 700])
+@pytest.mark.parametrize("dim", [40, 700])
 def test_every_kernel(dim: int, dtype: torch.dtype) -> None:
     from sparsebook.kernels.sparse_codes import cuda
 

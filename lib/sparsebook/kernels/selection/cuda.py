@@ -2,7 +2,7 @@
 
 A row, or a column of the transposed matrix, is one program: 32 counts over it find the smallest kept value
 (it is read from memory once, and from the caches after that), one more pass writes what is kept. The whole
-matrix is cut down first: what reaches a limit read off a sample is listed, and the list is treated as one row.
+matrix is cut down first: what reaches a limit read off a sample is listed, and the list taken as one row.
 """
 
 import math
