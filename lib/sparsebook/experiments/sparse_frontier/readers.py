@@ -143,7 +143,7 @@ class NetworkReader:
             raise ValueError(f"model must be a folder with config.json, weights and a tokenizer, got {path}")
         transformers.AttentionInterface.register("sparsebook_reader", exchangeable_attention)
         AttentionMaskInterface.register("sparsebook_reader", sdpa_mask)
-        network = transformers.AutoModelForCausalLM.from_pretrained(
+        network: Any = transformers.AutoModelForCausalLM.from_pretrained(
             path, attn_implementation="sparsebook_reader", local_files_only=True, dtype="auto"
         )
         network = network.to(device).eval().requires_grad_(False)

@@ -298,7 +298,7 @@ def _same_as_vertical_slash(knobs: Knobs) -> set[float]:
     }
 
 
-CLAIMED = {
+CLAIMED: dict[str, dict[float, tuple[str, ...]]] = {
     "longest": {
         0.8: ("vertical_slash", "flexprefill", "block_sparse", "streaming"),
         0.9: ("vertical_slash", "flexprefill", "block_sparse", "streaming"),
@@ -412,13 +412,13 @@ def _decode_arms(w: Windows) -> Any:
         yield "window", factor, EvictSnapKV(replace(w, observed=max(1, round(w.observed * factor))))
     for pool in (1, 7, 21, 63):
         yield "pool", pool, EvictSnapKV(replace(w, pool=pool))
-    for factor in (1, 2, 4):
-        yield "page", 16 * factor, Quest(replace(w, page=w.page * factor))
+    for times in (1, 2, 4):
+        yield "page", 16 * times, Quest(replace(w, page=w.page * times))
 
 
 def _prefill_arms(w: Windows) -> Any:
-    for factor in (1, 2, 4):
-        yield "block", 16 * factor, BlockSparse(replace(w, block=w.block * factor))
+    for times in (1, 2, 4):
+        yield "block", 16 * times, BlockSparse(replace(w, block=w.block * times))
     for factor in (0.25, 0.5, 1, 2):
         floor = max(1, round(w.floor * factor))
         yield "floor", factor, FlexPrefill(replace(w, floor=floor))

@@ -94,7 +94,12 @@ class Config:
                 "scale 'paper' needs model: a folder with a language model as Hugging Face publishes it, "
                 "such as Qwen2.5-7B-Instruct (see the chapter)"
             )
-        given = {"seed": seed, "threads": threads or 2, "device": _device(device, scale), "model": model}
+        given: dict[str, Any] = {
+            "seed": seed,
+            "threads": threads or 2,
+            "device": _device(device, scale),
+            "model": model,
+        }
         return cls(scale=scale, **(given | dict(_PRESETS[scale]) | knobs))
 
     @property
@@ -143,14 +148,14 @@ def config(scale: str = "book") -> Config:
 
 _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
-        "lengths": (128, 256),
+        "lengths": (96, 192),
         "sparsities": (0.8, 0.9),
-        "likelihood_lengths": (128, 256),
+        "likelihood_lengths": (96, 192),
         "few_cells": False,
-        "random_lengths": (128, 256),
+        "random_lengths": (96, 192),
         "random_sparsities": (0.8, 0.9),
         "judged": 16,
-        "ablation_length": 256,
+        "ablation_length": 192,
         "widths": (32, 64, 128),
         "skill_lengths": (64, 128),
         "skill_samples": 4,

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sparsebook.attention.costs import ModelSizes, attention_cost
+from sparsebook.attention.costs import ModelSizes, Phase, attention_cost
 from sparsebook.attention.sparse_frontier import (
     DECODE,
     PREFILL,
@@ -28,7 +28,7 @@ from sparsebook.attention.sparse_frontier import (
 )
 from sparsebook.claims import Samples
 from sparsebook.data.sequence_tasks import TASKS, TaskBatch
-from sparsebook.experiments.sparse_frontier.runs import Rows, run, tidy
+from sparsebook.experiments.sparse_frontier.runs import Rows, Stages, run, tidy
 from sparsebook.experiments.sparse_frontier.scales import SKILL_WINDOWS, Config
 from sparsebook.plotting import pareto_front
 
@@ -41,6 +41,7 @@ SIX = (
 )
 REACHED = 0.95
 """Share of the best dense score that a configuration has to keep (C1a, C1b)."""
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
 BATCH = 64
 """Inputs decoded together, for the cost of reads."""
 
@@ -56,7 +57,7 @@ def run_skills(config: Config, models: dict[tuple[int, int], Any] | None = None)
         from sparsebook.experiments.skills import skill_models
 
         models = skill_models(widths=config.widths, seeds=config.runs)
-    stages = {
+    stages: Stages = {
         f"width {width}, run {seed}": partial(_skills_of, config, model, width, seed)
         for (width, seed), model in models.items()
     }
@@ -77,6 +78,7 @@ class SkillCell:
 
     def __init__(self, config: Config, model: Any, width: int, seed: int, task: str, n_tokens: int) -> None:
         self.config, self.model, self.seed = config, model, seed
+        self.n_tokens = n_tokens
         self.knobs = {"task": task, "n_tokens": n_tokens, "width": width}
         self.task = task
         self.windows = SKILL_WINDOWS.scaled(n_tokens / 512, units=True)
@@ -101,7 +103,7 @@ class SkillCell:
             for cls in DECODE:
                 out += self._decode(cls.name, sparsity, cls(self.windows).keep)
             out += self._decode("random", sparsity, partial(_random_keep, _generator(self.seed, 4)))
-        if self.largest and self.knobs["n_tokens"] == max(self.config.skill_lengths):
+        if self.largest and self.n_tokens == max(self.config.skill_lengths):
             bare = EvictAdaSnapKV(replace(self.windows, ada_floor=0.0))
             out += self._decode("ada_snapkv_no_floor", 0.8, bare.keep)
         return out
@@ -144,11 +146,9 @@ class SkillCell:
             "density": (share, "fraction"),
         }
         sizes = sizes_of(self.model)
-        for kind in ("prefill", "decode"):
+        for kind in PHASES:
             own = share if phase == kind else 1.0
-            cost = attention_cost(
-                sizes, self.knobs["n_tokens"], density=min(own, 1.0), batch=BATCH, phase=kind
-            )  # type: ignore[arg-type]
+            cost = attention_cost(sizes, self.n_tokens, density=min(own, 1.0), batch=BATCH, phase=kind)
             metrics[f"{kind}_cost"] = (cost.total, "FLOPs" if kind == "prefill" else "elements")
         return tidy("skills", name, self.seed, metrics, phase=phase, sparsity=sparsity, **self.knobs)
 
@@ -192,8 +192,8 @@ def _sparse_prompt(
     split: int, pattern: Callable[..., Any], shares: list[float], q: Tensor, k: Tensor, v: Tensor, layer: int
 ) -> Tensor:
     """The prompt by a pattern, the answer densely."""
-    before = [x[:, :, :split].contiguous() for x in (q, k, v)]
-    found = pattern(before[0], before[1])
+    before_q, before_k, before_v = (x[:, :, :split].contiguous() for x in (q, k, v))
+    found = pattern(before_q, before_k)
     pairs = split * (split + 1) / 2
     mask = isinstance(found, Tensor)
     shares.append(
@@ -201,7 +201,7 @@ def _sparse_prompt(
         if mask
         else found.density(split, split, causal=True)
     )
-    prompt = attend_prefill(*before, found)[0]
+    prompt = attend_prefill(before_q, before_k, before_v, found)[0]
     new = q[:, :, split:]
     everything = torch.ones(*new.shape[:3], split, dtype=torch.bool)
     return torch.cat([prompt, attend_decode(new, k, v, everything)[0]], 2)
@@ -218,8 +218,8 @@ def _sparse_answer(
     layer: int,
 ) -> Tensor:
     """The prompt densely, the answer over what is kept of it; its last token is read sparsely as well."""
-    before = [x[:, :, :split].contiguous() for x in (q, k, v)]
-    prompt = attend_prefill(*before, dense_pattern(split))[0]
+    before_q, before_k, before_v = (x[:, :, :split].contiguous() for x in (q, k, v))
+    prompt = attend_prefill(before_q, before_k, before_v, dense_pattern(split))[0]
     new = q[:, :, split:]
     # What is kept is chosen with the whole prompt, its last token included.
     kept = keep(q[:, :, : split + 1], k[:, :, : split + 1], new, sparsity=sparsity)[..., :split]
