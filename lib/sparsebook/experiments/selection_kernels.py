@@ -519,7 +519,8 @@ def fingerprint() -> list[float]:
     dictionary = affinities(1000, 70, 1).requires_grad_()
     out = sparse_codes.decode(values, indices, dictionary)
     grads = torch.autograd.grad(out.square().sum(), (x, dictionary))
-    return [float(value) for value in (*found, out.abs().sum(), *(grad.abs().sum() for grad in grads))]
+    parts = (*found, out.abs().sum(), *(grad.abs().sum() for grad in grads))
+    return [float(part.detach()) for part in parts]
 
 
 def run_live(config: Config) -> float:

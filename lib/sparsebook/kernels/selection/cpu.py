@@ -39,7 +39,7 @@ FAULTLESS = -1
 _CHUNK = 1 << 15  # elements of the matrix that a thread takes at a time
 _SAMPLE = 1 << 15
 _SLACK = BLOCK  # room of a list beyond twice what is kept of it
-_SHORT = 128  # longest list that is ordered by insertion
+_RUN = 32  # elements that are ordered by insertion, before runs are merged
 _EXACT, _ROUGH = 32, 18  # halvings of an interval of keys
 _GROUPS = 64  # of rows, whose maxima give a column its first limit
 _LEAST_WORK = 1 << 16  # elements that are worth a thread
@@ -185,14 +185,46 @@ def row_limit(x, first, columns, k, maxima):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _by_value(values, positions, k):
-    """Order k elements in place, largest first, equals as they stood: by insertion, for short lists."""
-    for i in range(1, k):
+def _insert(values, positions, first, last):
+    """Order a short run in place, largest first, equals as they stood."""
+    for i in range(first + 1, last):
         value, position, at = values[i], positions[i], i
-        while at > 0 and values[at - 1] < value:
+        while at > first and values[at - 1] < value:
             values[at], positions[at] = values[at - 1], positions[at - 1]
             at -= 1
         values[at], positions[at] = value, position
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _merge(values, positions, first, middle, last, spare):
+    """Merge two ordered runs in place; the first is moved to the room from `spare` on before."""
+    n = middle - first
+    for i in range(n):
+        values[spare + i], positions[spare + i] = values[first + i], positions[first + i]
+    left, right = 0, middle
+    for at in range(first, last):
+        if left == n:
+            return
+        if right < last and values[right] > values[spare + left]:
+            values[at], positions[at] = values[right], positions[right]
+            right += 1
+        else:
+            values[at], positions[at] = values[spare + left], positions[spare + left]
+            left += 1
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
+def _by_value(values, positions, k):
+    """Order the first k elements, largest first, equals as they stood; there is room for as many behind."""
+    for first in range(0, k, _RUN):
+        _insert(values, positions, first, min(k, first + _RUN))
+    width = _RUN
+    while width < k:
+        for first in range(0, k - width, 2 * width):
+            _merge(values, positions, first, first + width, min(k, first + 2 * width), k)
+        width *= 2
 
 
 @njit(cache=True, nogil=True)
@@ -225,20 +257,17 @@ def row_topk_cpu(x: Tensor, k: int, ordered: bool) -> tuple[Tensor, Tensor]:
     """Arguments and result as the operator `sparsebook::row_topk`; any float but float64."""
     flat = _flat(x)
     rows, columns = x.shape
-    values, indices = torch.empty((rows, k)), torch.empty((rows, k), dtype=torch.int64)
+    values, indices = (x.new_empty((rows, k), dtype=kind) for kind in (torch.float32, torch.int64))
     groups = BLOCK * math.ceil(4 * k / BLOCK)
     if 4 * groups > columns:
         groups = 0
     threads = thread_count(x.numel(), _LEAST_WORK)
     faults = np.full(threads, FAULTLESS)
     run_threads(
-        _work_rows, threads, flat, rows, columns, k, groups, ordered and k <= _SHORT, values.view(-1).numpy(),
+        _work_rows, threads, flat, rows, columns, k, groups, ordered, values.view(-1).numpy(),
         indices.view(-1).numpy(), np.zeros(1, np.int64), faults,
     )  # fmt: skip
     _raise_nan(faults, columns)
-    if ordered and k > _SHORT:
-        values, order = values.sort(dim=1, descending=True, stable=True)
-        indices = indices.gather(1, order)
     return values.to(x.dtype), indices
 
 
@@ -485,9 +514,9 @@ def _flat(x: Tensor) -> np.ndarray:
 
 
 def _empty_result(x: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, columns = (torch.empty(n, dtype=torch.int64) for _ in range(2))
-    offsets = torch.empty(x.shape[0] + 1, dtype=torch.int64)
-    return torch.empty(n, dtype=torch.float32), rows, columns, offsets
+    rows, columns = (x.new_empty(n, dtype=torch.int64) for _ in range(2))
+    offsets = x.new_empty(x.shape[0] + 1, dtype=torch.int64)
+    return x.new_empty(n, dtype=torch.float32), rows, columns, offsets
 
 
 def _raise_nan(faults: np.ndarray, columns: int) -> None:
