@@ -107,7 +107,8 @@ def draw_decode_costs(costs: pd.DataFrame) -> "Figure":
     for axes in (left, right):
         _lengths(axes, runs.COST_LENGTHS)
         axes.set_xlabel("tokens")
-        axes.legend(fontsize=8)
+    right.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
@@ -184,6 +185,7 @@ def draw_recall(table: pd.DataFrame, n_tokens: int | None = None) -> "Figure":
         one.set_xscale("log")
         one.set_xticks([0.05, 0.1, 0.2, 0.5], ["0.05", "0.1", "0.2", "0.5"])
         one.minorticks_off()
+        one.set_xlim(0.8 * (1 - table.sparsity.max()), 0.65)
         one.legend(fontsize=8, loc="lower right")
     axes[0, 0].set(ylabel="attention mass held", ylim=(None, 1.0))
     return figure
@@ -215,7 +217,7 @@ def draw_likelihood(table: pd.DataFrame) -> "Figure":
         )
     for sparsity, face in zip(HIGH, ("white", GREY), strict=True):
         axes[0, 1].plot([], [], "o", color=GREY, markerfacecolor=face, label=f"sparsity {sparsity}")
-    axes[0, 1].legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -226,31 +228,37 @@ def draw_lengths(recall: pd.DataFrame, likelihood: pd.DataFrame) -> "Figure":
     dense = likelihood[likelihood.method == "dense"].pivot_table(
         index="seed", columns="n_tokens", values="value"
     )
+    missing, added = [], []
     for phase, method in SIX:
-        style = {"ls": "-" if phase == "prefill" else "--"}
-        missing = {n: 1 - per_text(recall, "recall", method, phase, n, [FIFTH]) for n in lengths}
-        _band(left, lengths, pd.DataFrame(missing), method, **style)
-        added = {
+        style = {"color": color(method), "marker": marker(method), "ls": "-" if phase == "prefill" else "--"}
+        held = {n: per_text(recall, "recall", method, phase, n, [FIFTH]) for n in lengths}
+        missing.append(1 - pd.DataFrame(held))
+        loss = {
             n: per_text(likelihood, "loss", method, phase, n, [FIFTH]) - dense[n] for n in map(int, dense)
         }
-        _band(right, dense.columns, pd.DataFrame(added), method, **style)
+        added.append(pd.DataFrame(loss))
+        left.plot(lengths, missing[-1].mean(), label=LABELS[method], **style)
+        right.plot(list(loss), added[-1].mean(), **style)
+    for axes, tables in ((left, missing), (right, added)):
+        mean = sum(tables[1:], tables[0]) / len(tables)
+        _band(axes, list(mean), mean, "dense", color="#222222", marker="", lw=2.5, label="mean of the six")
     left.set(ylabel="attention mass left out", title="A fifth of the pairs")
     right.set(ylabel="loss added, nats per token", title="The same in likelihood")
     for axes, known in ((left, lengths), (right, list(dense.columns))):
         _lengths(axes, known)
         axes.set_xlabel("tokens")
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 
 def draw_ablation(table: pd.DataFrame) -> "Figure":
     """Attention mass held while one parameter moves, the paper's choice marked."""
     names = {
-        "block": ("Block-Sparse: block", 16, "block_sparse"),
-        "page": ("Quest: page", 16, "quest"),
-        "window": ("SnapKV: window, × paper's", 1, "snapkv"),
-        "pool": ("SnapKV: pool", 21, "snapkv"),
-        "floor": ("FlexPrefill: floor, × paper's", 1, "flexprefill"),
+        "block": ("Block-Sparse:\nblock", 16, "block_sparse"),
+        "page": ("Quest:\npage", 16, "quest"),
+        "window": ("SnapKV:\nwindow, × paper's", 1, "snapkv"),
+        "pool": ("SnapKV:\npool", 21, "snapkv"),
+        "floor": ("FlexPrefill:\nfloor, × paper's", 1, "flexprefill"),
     }
     figure, axes = _subplots(1, 5, width=8.6, height=2.9)
     recall = table[table.metric == "recall"]
@@ -263,7 +271,7 @@ def draw_ablation(table: pd.DataFrame) -> "Figure":
         if chosen in wide:
             one.axvline(list(wide.columns).index(chosen), color=PURPLE, lw=1, ls=":")
         one.set_xticks(place, [f"{level:g}" for level in wide.columns])
-        one.set_title(title, fontsize=8)
+        one.set_title(title, fontsize=8, weight="normal")
         one.tick_params(labelsize=8)
     axes[0, 0].set_ylabel("attention mass held")
     return figure

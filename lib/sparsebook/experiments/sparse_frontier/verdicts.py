@@ -263,7 +263,10 @@ def sabotage_samples(config: Config) -> dict[str, Samples]:
 
 
 def agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:
-    """Whether the live text lies where the recorded texts predict one more, method by method."""
+    """Whether the live text lies where the recorded texts predict one more, method by method.
+
+    One text is compared in as many cells as there are methods, so the error rate of a hundredth is shared.
+    """
     from sparsebook.recorded import inside_prediction
 
     out: dict[str, dict[str, str]] = {}
@@ -272,7 +275,8 @@ def agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame], config: Config
         recorded = per_text(
             found["recall"], "recall", row.method, row.phase, int(row.n_tokens), [row.sparsity]
         )
-        inside = inside_prediction(float(row.value), recorded.to_numpy())
+        level = 1 - 0.01 / len(cells)
+        inside = inside_prediction(float(row.value), recorded.to_numpy(), level)
         name = f"{LABELS[row.method]}, {row.phase}"
         out[name] = {"attention mass": "inside the prediction" if inside else "OUTSIDE the prediction"}
     return pd.DataFrame(out).T
