@@ -143,13 +143,7 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 def sabotage_samples(config: Config) -> dict[str, Samples]:
     """The same samples from a twin that is broken where each claim's control says."""
     broken = replace(config, sabotaged=True, n_texts=8, in_process=5, repeats=5)
-    samples = claim_samples(measure(broken), broken)
-    # Its control is the method run many times over: at this size nothing else is surely slower.
-    spent = samples["C1c"].values
-    return samples | {"C1c": Samples(spent / REPEATED, unit="ratio")}
-
-
-REPEATED = 20
+    return claim_samples(measure(broken), broken)
 
 
 # What the chapter shows ----------------------------------------------------------------------------------
