@@ -5,13 +5,17 @@ from importlib import import_module
 from types import ModuleType
 
 _MODULES = (
+    "activations",
     "catalogue",
+    "concept_tree",
     "docstrings",
     "films",
     "photographs",
     "ratings",
+    "sequence_tasks",
     "sparse_vectors",
     "stereo",
+    "superposition",
     "tables",
     "text",
     "video",
