@@ -19,7 +19,7 @@ from sparsebook.experiments.sparse_frontier.scales import Config
 
 @pytest.fixture(scope="module")
 def smoke():
-    config = Config.at("smoke")
+    config = Config.at("smoke", texts=tuple(range(3, 11)))
     return config, experiment.tables(config)
 
 

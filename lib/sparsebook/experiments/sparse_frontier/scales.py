@@ -148,6 +148,7 @@ def config(scale: str = "book") -> Config:
 
 _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
+        "texts": (3, 4, 5),
         "lengths": (96, 192),
         "sparsities": (0.8, 0.9),
         "likelihood_lengths": (96, 192),
