@@ -54,15 +54,17 @@ def random_columns(heads: int, tokens: int, group: int, density: float, seed: in
 
 def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, causal: bool = False) -> Tensor:
     """Block by block: gather the keys and values of the listed blocks and call SDPA."""
-    block, heads = mask.BLOCK_SIZE[0], torch.arange(q.shape[1])[:, None]
+    block, (_, n_heads, _, dim) = mask.BLOCK_SIZE[0], k.shape
+    heads = torch.arange(n_heads)[:, None]
+    keys, values = (x.view(n_heads, -1, block * dim) for x in (k, v))
+    within = torch.arange(block)
     outs = []
     for i, queries in enumerate(q.split(block, 2)):
         listed = mask.kv_indices[0, :, i, : int(mask.kv_num_blocks[0, 0, i])].long()
-        index = (listed[..., None] * block + torch.arange(block)).flatten(1)
+        gathered = (x[heads, listed].view(1, n_heads, -1, dim) for x in (keys, values))
         keep = None
         if causal:
-            keep = index[None, :, None] <= i * block + torch.arange(queries.shape[2])[:, None]
-        outs.append(
-            scaled_dot_product_attention(queries, k[:, heads, index], v[:, heads, index], attn_mask=keep)
-        )
+            position = (listed[..., None] * block + within).flatten(1)
+            keep = position[None, :, None] <= i * block + within[:, None]
+        outs.append(scaled_dot_product_attention(queries, *gathered, attn_mask=keep))
     return torch.cat(outs, 2)

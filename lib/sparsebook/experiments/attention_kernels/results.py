@@ -81,7 +81,7 @@ def threads_table(found: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds by threads and density."""
     part = found[found.metric == "seconds"].assign(value=lambda x: x.value * 1e3)
     table = part.pivot_table(index=["density", "threads"], columns="method", values="value")
-    table = table[["dense", "gather", "block_sparse"]].rename(columns={"block_sparse": "this kernel"})
+    table = table[["dense", "block_sparse"]].rename(columns={"block_sparse": "this kernel"})
     return table.sort_index(ascending=[False, True]).round(1).rename_axis(columns="milliseconds")
 
 
@@ -155,8 +155,19 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         "copy_over_columns": _ratio(layouts["gathered copy"] / _columns(layouts)),
         "break_even": _break_even(found["density"]),
         "break_even_flex": _break_even(found["density"], "flex"),
-        "tokens": f"{config.tokens:,}",
+        "break_even_gather": _break_even(found["density"], "gather"),
     }
+    settings = (
+        "tokens",
+        "heads",
+        "dim",
+        "shape_tokens",
+        "live_tokens",
+        "query_heads",
+        "kv_heads",
+        "page_size",
+    )
+    text |= {name: f"{getattr(config, name):,}" for name in settings}
     return text | _decode_answers(found["decode"]) | _shape_answers(found["shapes"])
 
 
@@ -177,10 +188,12 @@ def _decode_answers(decode: pd.DataFrame) -> dict[str, str]:
     longest = decode[(decode.tokens == decode.tokens.max()) & (decode.metric == "over_dense")]
     paged = longest[longest.method == "paged"]
     text = {"cache_longest": f"{decode.tokens.max():,}", "page_share": f"{paged.density.min():.2%}"}
+    text["page_factor"] = f"{1 / paged.density.min():.0f}"
     for dtype in ("float32", "bfloat16"):
         part = paged[paged.dtype == dtype].set_index("density")["value"]
         text[f"decode_{dtype}"] = _ratio(1 / part[part.index.min()])
         text[f"decode_all_{dtype}"] = _ratio(1 / part[1.0])
+        text[f"decode_pages_{dtype}"] = f"{part[1.0] / part[part.index.min()]:.1f}"
     return text
 
 

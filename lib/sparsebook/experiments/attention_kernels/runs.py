@@ -176,7 +176,10 @@ def run_threads(config: Config) -> "pd.DataFrame":
     for n in sorted({1, config.threads}):
         for density in (1.0, config.shape_density):
             mask = random_blocks(config.heads, config.tokens, density, block=config.block)
-            functions = _contenders(q, k, v, mask, False, flex=False)
+            functions: dict[str, Call] = {
+                "dense": lambda: scaled_dot_product_attention(q, k, v),
+                "block_sparse": partial(block_sparse_attention, q, k, v, mask),
+            }
             with using_threads(n):
                 found += timed(config, "threads", functions, density, threads=n)
     return pd.DataFrame(found)
