@@ -61,10 +61,10 @@ def gather_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, *, causa
     outs = []
     for i, queries in enumerate(q.split(block, 2)):
         listed = mask.kv_indices[0, :, i, : int(mask.kv_num_blocks[0, 0, i])].long()
-        gathered = (x[heads, listed].view(1, n_heads, -1, dim) for x in (keys, values))
+        here, there = (x[heads, listed].view(1, n_heads, -1, dim) for x in (keys, values))
         keep = None
         if causal:
             position = (listed[..., None] * block + within).flatten(1)
             keep = position[None, :, None] <= i * block + within[:, None]
-        outs.append(scaled_dot_product_attention(queries, *gathered, attn_mask=keep))
+        outs.append(scaled_dot_product_attention(queries, here, there, attn_mask=keep))
     return torch.cat(outs, 2)
