@@ -682,6 +682,29 @@ def test_a_processor_without_wide_vectors(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script], check=True, env=os.environ | target)
 
 
+def test_a_number_of_threads_that_was_set_stays() -> None:
+    """In a process of its own: Numba's pool sets OpenMP's threads, and so torch's, when it is first asked."""
+    script = (
+        "import torch\n"
+        "torch.set_num_threads(1)\n"
+        "from sparsebook.kernels.block_attention import SpanIndex, span_attention\n"
+        "q = torch.randn(1, 1, 8, 16)\n"
+        "span_attention(q, q, q, SpanIndex.from_spans(torch.tensor([[[[[0, 8]]]]]), 8))\n"
+        "assert torch.get_num_threads() == 1\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_an_unchecked_index_stays_in_its_bounds() -> None:
+    """The operator checks nothing: keys listed more often than there are keys must not write beyond."""
+    q, k, v = inputs(queries=8, keys=8)
+    spans = torch.tensor([-5, 99]).expand(1, 1, 1, 50, 2).contiguous()
+    columns = torch.arange(8).repeat(50)[None, None, None].int()
+    counts = torch.tensor([[[400]]])
+    out, _, _ = torch.ops.sparsebook.span_attention(q, k, v, spans, columns, counts, 8, 1, False, 0, 0.25)
+    close(out, functional.scaled_dot_product_attention(q, k, v, scale=0.25), 2e-6)
+
+
 def test_the_same_result_for_any_number_of_threads() -> None:
     q, k, v = inputs(2, 4, 2, 500, 500, 32)
     mask = block_mask(random_table(2, 2, 4, 8, 8), 64)

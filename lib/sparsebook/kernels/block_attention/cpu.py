@@ -6,7 +6,7 @@ element with a vector of queries, the softmax's maximum, sum and rescaling run d
 across lanes, and the output [feature, query] is a product of a broadcast value element with a vector of
 weights. Because keys and values enter as single elements, the products find their rows through the list:
 spans, short blocks, pages and scattered columns are one case, nothing is packed, gathered or repeated, and
-each tile stays in the first cache levels. Only half types (and rows whose length is no multiple of 8) are
+each tile stays in the first cache levels. Scattered rows are asked for one step ahead. Only half types (and rows whose length is no multiple of 8) are
 copied, a tile at a time, as float32. Memory beyond the output is a tile and a list of keys for each thread.
 
 Work items (a head and a tile of queries) are handed out by an atomic counter to `torch.get_num_threads()`
@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple, no_type_check
 
-import numba
 import numpy as np
 import torch
 from numba import njit, types
@@ -31,7 +30,9 @@ from sparsebook.kernels.block_attention.vectors import (
     WIDTH,
     logits_of_1,
     logits_of_2,
-    softmax_step,
+    prefetch,
+    softmax_of_1,
+    softmax_of_4,
     take_number,
     transpose_square,
     values_of_1,
@@ -211,8 +212,11 @@ def _logits(keys, at, row, index, first, count, dim, lanes, tile):
 @njit(cache=True, nogil=True)
 @no_type_check
 def _weigh(count, lanes, tile):
-    for c in range(0, lanes, WIDTH):
-        softmax_step(tile.logits, c, QUERY_TILE, count, tile.maximum, tile.total, tile.shrink, c)
+    whole = lanes - lanes % (4 * WIDTH)
+    for c in range(0, whole, 4 * WIDTH):
+        softmax_of_4(tile.logits, c, QUERY_TILE, count, tile.maximum, tile.total, tile.shrink)
+    for c in range(whole, lanes, WIDTH):
+        softmax_of_1(tile.logits, c, QUERY_TILE, count, tile.maximum, tile.total, tile.shrink)
 
 
 @njit(cache=True, nogil=True, inline="never")
@@ -235,13 +239,15 @@ def _add_values(values, at, row, index, first, count, value_dim, lanes, tile):
 @no_type_check
 def _list_keys(spans, columns, limit, attended):
     """Write the keys below `limit` and return how many; the last is repeated, so whole `ROWS` can be read."""
-    count = 0
+    count, room = 0, attended.shape[0] - ROWS
     for s in range(spans.shape[0]):
-        for key in range(spans[s, 0], min(spans[s, 1], limit)):
+        # A valid index lists no key twice and always has room; one that nobody checked stays in its bounds.
+        start = max(0, spans[s, 0])
+        for key in range(start, min(spans[s, 1], limit, start + room - count)):
             attended[count] = key
             count += 1
     for key in columns:
-        if key >= limit:
+        if key >= limit or count == room:
             break
         attended[count] = key
         count += 1
@@ -260,6 +266,18 @@ def _mask(first, count, lanes, first_query, tile):
 
 @njit(cache=True, nogil=True)
 @no_type_check
+def _prefetch_rows(source, at, row, index, first, count):
+    """Ask for scattered rows before they are read; neighbours the processor fetches by itself."""
+    if count <= 0 or index[first + count - 1] - index[first] == count - 1:
+        return
+    line = 64 // source.itemsize
+    for j in range(first, first + count):
+        for d in range(0, row, line):
+            prefetch(source, at + index[j] * row + d)
+
+
+@njit(cache=True, nogil=True)
+@no_type_check
 def _attend(k, v, head, n_attended, shape, lanes, causal, first_query, tile):
     """Fold the listed keys into the state of one tile of queries."""
     dim, value_dim = shape.dim, shape.value_dim
@@ -270,9 +288,12 @@ def _attend(k, v, head, n_attended, shape, lanes, causal, first_query, tile):
             k, at_k, dim, tile.attended, first, count, tile.keys, tile.order
         )  # fmt: skip
         _logits(keys, at, row, index, begin, count, dim, lanes, tile)
+        _prefetch_rows(v, at_v, value_dim, tile.attended, first, count)
         if causal:
             _mask(first, count, lanes, first_query, tile)
         _weigh(count, lanes, tile)
+        following = min(KEY_TILE, n_attended - first - count)  # keys of the next round
+        _prefetch_rows(k, at_k, dim, tile.attended, first + count, following)
         values, at, row, index, begin = _find_rows(
             v, at_v, value_dim, tile.attended, first, count, tile.values, tile.order
         )  # fmt: skip
@@ -342,7 +363,7 @@ def span_attention_cpu(
         *inputs, bits_of(out), lse.view(-1).numpy(), largest.view(-1).numpy(), shape, *indices, block, group,
         causal, offset, np.float32(scale * _LOG2E), np.zeros(1, np.int64),
     )  # fmt: skip
-    threads = min(torch.get_num_threads(), numba.get_num_threads(), max(1, batch * heads * n_queries // 16))
+    threads = min(torch.get_num_threads(), max(1, batch * heads * n_queries // 16))
     others = [_pool(threads - 1).submit(_work, *arguments) for _ in range(threads - 1)]
     _work(*arguments)
     for other in others:
