@@ -172,16 +172,19 @@ def test_no_dense_matrix_is_made() -> None:
     dictionary, values = normal(30, atoms, 4).requires_grad_(), normal(31, batch, 2).requires_grad_()
     x = normal(32, batch, 4).requires_grad_()
     indices = torch.randint(atoms, (batch, 2), generator=torch.Generator().manual_seed(33))
+
+    def step() -> None:
+        (decode(values, indices, dictionary).sum() + project(x, indices, dictionary).sum()).backward()
+
+    step()  # what is compiled now is not counted
     tracemalloc.start()
     with torch.profiler.profile(
         profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
     ) as seen:
-        (decode(values, indices, dictionary).sum() + project(x, indices, dictionary).sum()).backward()
-    numpy = tracemalloc.get_traced_memory()[1]
+        step()
+    largest = tracemalloc.get_traced_memory()[1], max(event.cpu_memory_usage for event in seen.events())
     tracemalloc.stop()
-    torch_ = max(event.cpu_memory_usage for event in seen.events())
-    assert 0 < torch_ < 10 * 4 * atoms * 4
-    assert numpy < 10 * 4 * atoms * 4  # 3 MB, where dense codes need 240
+    assert 0 < max(largest) < batch * atoms  # bytes: a quarter of the dense codes
 
 
 def test_nothing_to_decode() -> None:

@@ -106,9 +106,9 @@ def affinities(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def uneven_counts(columns: int, total: int, rows: int) -> Tensor:
-    """How many each column may take if column r's share goes with 1 / (r + 3); about `total` in all."""
+    """How many each column may take if column r's share goes with 1 / (r + 3); at most `total` in all."""
     share = 1 / (torch.arange(columns) + 3.0)
-    return (share / share.sum() * total).round().long().clamp(max=rows)
+    return (share / share.sum() * total).floor().long().clamp(max=rows)
 
 
 # What the rules choose -----------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def _speed(config: Config, task: str) -> pd.DataFrame:
     knobs = asdict(config)
     if config.processes:
         arguments = {"knobs": knobs, "task": task}
-        target = f"{__name__}:speed_once"
+        target = "sparsebook.experiments.selection_kernels:speed_once"  # this may be __main__
         found = in_processes(target, arguments, config.processes, threads=config.threads)
     else:
         found = [speed_once(knobs, task)]
