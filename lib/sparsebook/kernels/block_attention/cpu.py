@@ -6,8 +6,9 @@ element with a vector of queries, the softmax's maximum, sum and rescaling run d
 across lanes, and the output [feature, query] is a product of a broadcast value element with a vector of
 weights. Because keys and values enter as single elements, the products find their rows through the list:
 spans, short blocks, pages and scattered columns are one case, nothing is packed, gathered or repeated, and
-each tile stays in the first cache levels. Scattered rows are asked for one step ahead. Only half types (and rows whose length is no multiple of 8) are
-copied, a tile at a time, as float32. Memory beyond the output is a tile and a list of keys for each thread.
+each tile stays in the first cache levels. Scattered rows are asked for one step ahead. Only half types (and
+rows whose length is no multiple of 8) are copied, a tile at a time, as float32. Memory beyond the output is a
+tile and a list of keys for each thread.
 
 Work items (a head and a tile of queries) are handed out by an atomic counter to `torch.get_num_threads()`
 threads that run without the interpreter's lock, so rows of unequal length balance themselves.
