@@ -144,7 +144,7 @@ def test_banks_have_the_sizes_of_the_paper_and_no_doubles():
 @pytest.mark.parametrize("task", SOLVERS)
 def test_chapters_are_what_they_should_be(task):
     """One purchase each (but for the hidden ones), items unique, sales only of what came before."""
-    sample = task(words, 6000, 2, **({"cue": False} if task is story_filtering else {}))
+    sample = task(words, 4000, 2, **({"cue": False} if task is story_filtering else {}))
     owned, n_sales, without = set(), 0, []
     chapters = chapters_of(sample.context)
     assert list(chapters) == list(range(1, len(chapters) + 1))
@@ -170,7 +170,7 @@ def test_the_paper_s_filtering_sells_what_was_never_bought_and_the_mended_one_do
     """Over some samples: the cue names hidden chapters; without it no sale lacks its purchase."""
     cues = {True: 0, False: 0}
     for cue in cues:
-        for sample_id in range(8):
+        for sample_id in range(4):
             sample = story_filtering(words, 1500, 0, sample_id=sample_id, cue=cue)
             told = [deals(text) for text in chapters_of(sample.context).values()]
             bought = {item for here, _ in told for item in here}
@@ -188,14 +188,15 @@ def test_questions_of_retrieval_are_different_facts():
 
 
 def test_the_target_of_two_hops_is_in_any_chapter_but_the_first():
-    places = set()
-    for sample_id in range(30):
-        sample = story_multihop(words, 600, 0, sample_id=sample_id)
+    first, last = False, False
+    for sample_id in range(16):
+        sample = story_multihop(words, 450, 0, sample_id=sample_id)
         chapters = chapters_of(sample.context)
         (place,) = [n for n, text in chapters.items() if sample.answer[0] in deals(text)[0]]
-        places.add(place)
-    assert min(places) == 1
-    assert max(places) == len(chapters) - 1
+        assert place < len(chapters)
+        first, last = first or place == 1, last or place == len(chapters) - 1
+    assert first
+    assert last
 
 
 def test_a_story_ends_where_its_items_do():
@@ -215,7 +216,7 @@ def test_a_story_ends_where_its_items_do():
         (lambda: story_filtering(words, 900, 0, n_without=0), "n_without=0"),
         (lambda: story_multihop(words, 900, -1), "seed=-1"),
         (lambda: story_multihop(words, 900, 0, sample_id=-1), "sample_id=-1"),
-        (lambda: story_multihop(lambda text: 5, 100, 0), "only 5 tokens"),
+        (lambda: story_multihop(lambda text: 5, 20, 0), "only 5 tokens"),
     ],
 )
 def test_what_cannot_be_made_is_refused(call, message):
