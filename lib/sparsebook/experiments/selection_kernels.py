@@ -106,9 +106,9 @@ def affinities(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def uneven_counts(columns: int, total: int, rows: int) -> Tensor:
-    """How many each column may take if column r's share goes with 1 / (r + 3); at most `total` in all."""
+    """How many each column may take if column r's share goes with 1 / (r + 3); about `total` in all."""
     share = 1 / (torch.arange(columns) + 3.0)
-    return (share / share.sum() * total).floor().long().clamp(max=rows)
+    return (share / share.sum() * total).round().long().clamp(max=rows)
 
 
 # What the rules choose -----------------------------------------------------------------------------------

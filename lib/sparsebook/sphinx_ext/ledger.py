@@ -219,8 +219,9 @@ def _section(part: str, title: str, state: State, by_slug: Mapping[str, list[Row
         for paper in state.papers
         if paper["part"] == part
     ]
-    if part == "kernels":  # chapters without a paper
-        slugs = [slug for slug, address in state.written.items() if address.startswith("kernels/")]
+    if part == "kernels":  # chapters without a paper: those that claim something
+        written = [slug for slug, address in state.written.items() if address.startswith("kernels/")]
+        slugs = [slug for slug in written if by_slug.get(slug)]
         tables = [
             _paper_block({"slug": s, "title": s, "year": "", "venue": ""}, state, by_slug.get(s, []))
             for s in slugs

@@ -43,7 +43,7 @@ def tidy(
     """Rows of a tidy table: one for each metric, given as (value, unit)."""
     head = {"experiment": experiment, "method": method, "seed": seed}
     return [
-        head | where | {"metric": name, "value": float(value), "unit": unit}
+        head | {"metric": name, "value": float(value), "unit": unit} | where
         for name, (value, unit) in metrics.items()
     ]
 
