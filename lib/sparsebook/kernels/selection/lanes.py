@@ -156,7 +156,8 @@ def take_number(_context, counter):
 
 def thread_count(work: int, least: int) -> int:
     """How many threads to use when each should get at least `least` of `work` units."""
-    return max(1, min(torch.get_num_threads(), numba.get_num_threads(), work // least))
+    # Not Numba's count as well: asking for it starts its threading layer, which resets torch's number.
+    return max(1, min(torch.get_num_threads(), work // least))
 
 
 def run_threads(work: Callable[..., None], threads: int, *arguments: Any) -> None:
