@@ -7,8 +7,8 @@ tasks of `sparsebook.data.sequence_tasks`. Some are shipped with the book, in ha
 >>> models = skill_models(widths=(64,), seeds=range(2))                            # doctest: +SKIP
 >>> models[64, 0].greedy(batch.prompt, 4)                                          # doctest: +SKIP
 
-``python -m sparsebook.experiments.skills`` trains them all and shows how well they read; ``--ship`` then
-writes the shipped file.
+``python -m sparsebook.experiments.skills`` trains them all and shows how well they read; ``--ship`` trains
+and writes those of `SHIPPED_MODELS`.
 """
 
 import argparse
@@ -44,6 +44,11 @@ LENGTHS = (128, 256, 512)
 ACCEPTED = {"retrieval": 0.95, "chains": 0.8, "counting": 0.8}
 """Dense scores from which on the losses under sparse attention mean something."""
 SHIPPED = Path("attention") / "skills.safetensors"
+SHIPPED_MODELS = (
+    *product(SKILLS, (32, 64), SEEDS),
+    *product(("tracing",), (64,), range(5, 8)),
+)
+"""Skill, width and seed of what is shipped: what fits into 4 MB, eight runs of one size among it."""
 
 # Bound on the gradient's norm; tokens of one batch; weight of a counting context beside its answers; steps
 # between two checkpoints; samples a judgement.
@@ -390,6 +395,7 @@ def trained(
     widths: Iterable[int] = WIDTHS,
     seeds: Iterable[int] = SEEDS,
     *,
+    skills: Iterable[str] = tuple(SKILLS),
     report: Callable[[str], None] | None = None,
     shipped: Path | None = None,
 ) -> dict[tuple[str, int, int], Trained]:
@@ -397,8 +403,8 @@ def trained(
 
     Parameters
     ----------
-    widths, seeds
-        Which ones; every width with every seed.
+    widths, seeds, skills
+        Which ones; every width with every seed, for every skill.
     report : callable, optional
         Is told of the progress of trainings, a line at a time; they go to stderr if None.
     shipped : path, optional
@@ -412,7 +418,7 @@ def trained(
     tell = report or (lambda line: print(line, file=sys.stderr, flush=True))
     path = shipped or _shipped_path()
     known = read_models(path) if path is not None and path.exists() else {}
-    recipes = [Recipe(*key) for key in product(SKILLS, widths, seeds)]
+    recipes = [Recipe(*key) for key in product(skills, widths, seeds)]
     for recipe in recipes:
         if recipe.key in known and known[recipe.key].recipe != recipe:
             raise ValueError(
@@ -513,12 +519,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sparsebook.experiments.skills")
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
-    parser.add_argument("--ship", action="store_true", help=f"write them into book/{SHIPPED.as_posix()}")
+    parser.add_argument("--skills", nargs="+", choices=list(SKILLS), default=list(SKILLS))
+    parser.add_argument(
+        "--ship", action="store_true", help=f"train those that are shipped and write book/{SHIPPED.as_posix()}"
+    )
     chosen = parser.parse_args(arguments)
+    keys = product(chosen.seeds, chosen.widths, chosen.skills)
+    wanted = SHIPPED_MODELS if chosen.ship else [(skill, width, seed) for seed, width, skill in keys]
     models: list[Trained] = []
-    for seed, width in product(chosen.seeds, chosen.widths):
-        models += trained([width], [seed]).values()
-        print(*(score_line(one) for one in models[-len(SKILLS) :]), sep="\n", flush=True)
+    for skill, width, seed in wanted:
+        models += trained([width], [seed], skills=[skill]).values()
+        print(score_line(models[-1]), flush=True)
     if chosen.ship:
         write_models(find_book() / "book" / SHIPPED, models)
 
