@@ -4,3 +4,7 @@
 oracles that see every logit; `metrics` says how close the result comes to dense attention, `costs` what it
 costs. Every paper has a module of its own. What attends is in `sparsebook.kernels.block_attention`.
 """
+
+from sparsebook.lazy import lazy_submodules
+
+__getattr__, __dir__ = lazy_submodules(__name__, __path__)

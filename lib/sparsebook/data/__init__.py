@@ -1,35 +1,10 @@
 """Real inputs that come inside installed packages, and generators of synthetic ones."""
 
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 
-_MODULES = (
-    "activations",
-    "catalogue",
-    "concept_tree",
-    "docstrings",
-    "films",
-    "photographs",
-    "ratings",
-    "sequence_tasks",
-    "sparse_vectors",
-    "stereo",
-    "superposition",
-    "tables",
-    "text",
-    "video",
-)
+from sparsebook.lazy import lazy_submodules
 
-
-def __getattr__(name: str) -> ModuleType:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+__getattr__, __dir__ = lazy_submodules(__name__, __path__)
 
 
 def prepare(report: Callable[[str], None] = print) -> None:

@@ -9,3 +9,7 @@ module             what it has
 `metrics`          errors, use of latents, dictionaries compared, coherence
 =================  =========================================================================================
 """
+
+from sparsebook.lazy import lazy_submodules
+
+__getattr__, __dir__ = lazy_submodules(__name__, __path__)

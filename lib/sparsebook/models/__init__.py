@@ -7,28 +7,21 @@ module              class                                       licence of the w
 `minilm`            `MiniLM`: all-MiniLM-L6-v2, sentences       Apache-2.0
 `efficientnet`      `EfficientNetLite0`: ImageNet classes       Apache-2.0
 `local_features`    `XFeat`, `DISK`, `LightGlue`: key points    Apache-2.0
+`small_transformer` `SmallTransformer`: trained by the book     that of this repository
 ==================  ==========================================  ==========================================
 
-Every class has ``load(device="cpu", dtype=torch.float32)``. Weights are compared with checksums kept in this
-repository and read as plain tensors (safetensors, GGUF, or ``torch.load(weights_only=True)``).
+The first four have ``load(device="cpu", dtype=torch.float32)``; their weights are compared with checksums
+kept in this repository and read as plain tensors (safetensors, GGUF, or ``torch.load(weights_only=True)``).
 :func:`prepare` builds what takes long once; everything afterwards works without a network.
 """
 
 from collections.abc import Callable
-from importlib import import_module
-from types import ModuleType
 
-_MODULES = ("efficientnet", "gemma", "local_features", "minilm")
+from sparsebook.lazy import lazy_submodules
 
+_PACKAGED = ("efficientnet", "gemma", "local_features", "minilm")
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+__getattr__, __dir__ = lazy_submodules(__name__, __path__)
 
 
 def prepare(report: Callable[[str], None] = print) -> None:
@@ -48,8 +41,8 @@ def prepare(report: Callable[[str], None] = print) -> None:
     """
     from time import perf_counter
 
-    for name in _MODULES:
+    for name in _PACKAGED:
         started = perf_counter()
-        for line in import_module(f"{__name__}.{name}").prepare():
+        for line in __getattr__(name).prepare():
             report(line)
         report(f"{name} is ready after {perf_counter() - started:.1f} s")
