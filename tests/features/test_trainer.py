@@ -11,6 +11,7 @@ from sparsebook.features.codes import DenseCodes
 from sparsebook.features.metrics import feature_recovery_rate, normalized_mse
 from sparsebook.features.sae import BatchTopKSAE, JumpReLUSAE, MatryoshkaSAE, ReLUSAE, TopKSAE
 from sparsebook.features.trainer import (
+    AdaptiveL1Controller,
     AuxK,
     FeatureDensityTracker,
     ResampleDead,
@@ -389,3 +390,17 @@ def test_training_finds_the_true_features():
 def test_options_that_cannot_be(arguments, match):
     with pytest.raises(ValueError, match=match):
         TrainingOptions(**arguments)
+
+
+def test_the_penalty_is_steered_to_the_asked_l0():
+    sae = ReLUSAE(WIDTH, LATENTS, 0.05, seeds=(0, 1))
+    options = dataclasses.replace(OPTIONS, n_steps=400, warmup=0, clip_norm=None)
+    rule = AdaptiveL1Controller(target=3)
+    log = train(sae, sampled(lambda n, g: world(n, g).float(), 60, (0, 1)), options, [rule])
+    last = [row.value for row in log.rows if row.metric == "l0" and row.step == 400]
+    assert last == pytest.approx([3, 3], rel=0.15)
+    assert sae.sparsity[0] != sae.sparsity[1]
+    with pytest.raises(ValueError, match="sparsity above 0"):
+        train(VARIANTS["topk"](), sampled(lambda n, g: world(n, g).float(), 60, 0), OPTIONS, [rule])
+    with pytest.raises(ValueError, match="target=0"):
+        AdaptiveL1Controller(target=0)

@@ -334,6 +334,37 @@ class ResampleDead(TrainingRule):
                 trainer.optimiser.state[parameter][name][seed][dead] = 0
 
 
+class AdaptiveL1Controller(TrainingRule):
+    """Steers the weight of a sparsity penalty until the batches have a given mean L0.
+
+    After every step each seed's `sparsity` is multiplied by ``(l0 / target) ** gain``, the ratio held between
+    a third and three. It is part of the autoencoder's state, so that a checkpoint has it.
+
+    Parameters
+    ----------
+    target : mean number of active latents a token
+    gain : exponent; 0.02 lets a penalty that is twice too small double in about fifty steps
+
+    Raises
+    ------
+    ValueError : numbers not above 0; when training, an autoencoder without a `sparsity` above 0
+    """
+
+    def __init__(self, target: float | int, gain: float = 0.02) -> None:
+        if not target > 0 or not gain > 0:
+            raise ValueError(f"target={target}, gain={gain}: expected above 0")
+        self.target, self.gain = target, gain
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        sparsity = getattr(step.trainer.sae, "sparsity", None)
+        if not isinstance(sparsity, Tensor) or not bool((sparsity > 0).all()):
+            kind = type(step.trainer.sae).__name__
+            raise ValueError(f"sae is a {kind}: AdaptiveL1Controller expected one with a sparsity above 0")
+        found = step.output.codes.active_per_token().to(sparsity.dtype).mean(-1)
+        sparsity.mul_((found / self.target).clamp(1 / 3, 3) ** self.gain)
+
+
 def with_linear_encoder(sae: SparseAutoencoder, rule: str) -> LinearEncoderSAE:
     """The autoencoder, if a rule that changes encoder rows can be used with it.
 
