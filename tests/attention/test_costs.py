@@ -6,6 +6,7 @@ import pytest
 from sparsebook.attention.costs import (
     ModelSizes,
     attention_cost,
+    block_index_cost,
     quest_index_cost,
     vertical_slash_index_cost,
 )
@@ -59,6 +60,7 @@ def test_what_finding_the_pattern_costs():
     lines = vertical_slash_index_cost(TINY, 64, window=4, n_vertical=3, n_slash=5, batch=2)
     assert lines == 2 * 2 * 4 * ((2 * 2 + 5) * 64 * 4 + 2 * 64 * 6 + 64 / 64 * 8)
     assert quest_index_cost(TINY, 64, page_size=16, batch=3) == 3 * 2 * 2 * 2 * 2 * 4
+    assert block_index_cost(TINY, 40, block_size=16, batch=3) == 3 * 2 * 4 * 2 * 2 * (40 + 3**2)
 
 
 def test_half_the_density_halves_only_what_it_scales():

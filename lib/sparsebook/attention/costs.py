@@ -179,3 +179,12 @@ def vertical_slash_index_cost(
 def quest_index_cost(model: ModelSizes, n_tokens: int, *, page_size: int = 16, batch: int = 1) -> float:
     """Elements that Quest reads to rank its pages: two bounds a page, layer and key-value head."""
     return batch * model.layers * model.kv_heads * 2 * model.dim * n_tokens / page_size
+
+
+def block_index_cost(model: ModelSizes, n_tokens: int, *, block_size: int = 16, batch: int = 1) -> float:
+    """FLOPs that Block-Sparse spends on its blocks: means of queries and keys, products of the means.
+
+    The paper has no formula for it. Keys are counted once a query head, as the paper's code repeats them.
+    """
+    blocks = math.ceil(n_tokens / block_size)
+    return float(batch * model.layers * model.heads * 2 * model.dim * (n_tokens + blocks**2))

@@ -179,9 +179,12 @@ class NetworkReader:
                 del self.kept[next(iter(self.kept))]
         return self.kept[text, n_tokens]
 
-    @torch.no_grad()
     def _read(self, text: int, n_tokens: int) -> Reading:
-        ids = self.ids(text, n_tokens)
+        return self.read_ids(self.ids(text, n_tokens), self.judged)
+
+    @torch.no_grad()
+    def read_ids(self, ids: Tensor, judged: int) -> Reading:
+        """Read these tokens [1, tokens + 1] densely; the loss is that of the last `judged`."""
         seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         calls: dict[int, dict[str, Any]] = {}
         entry: list[Tensor] = []
@@ -189,10 +192,11 @@ class NetworkReader:
             for number in range(self.first, len(self.blocks)):
                 hooks.enter_context(self._observing(number, seen, calls, entry))
             final = self.network.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        targets = ids[0, -self.judged :]
+        targets = ids[0, -judged:]
         heads = {n: (self._scaled(seen[n][0]), *seen[n][1:]) for n in self.layers}
         caches = {n: (k, v) for n, (_, k, v) in seen.items()}
-        return Reading(n_tokens, heads, self._loss(final, targets), targets, calls, entry[0], caches)
+        loss = self._loss(final, targets)
+        return Reading(ids.shape[1] - 1, heads, loss, targets, calls, entry[0], caches)
 
     @contextmanager
     def _observing(self, number: int, seen: dict, calls: dict, entry: list[Tensor]) -> Iterator[None]:
@@ -241,7 +245,7 @@ class NetworkReader:
     @torch.no_grad()
     def decode_loss(self, reading: Reading, attend: Attend) -> float:
         """See `Reader`."""
-        prompt = reading.n_tokens - self.judged
+        prompt = reading.n_tokens - len(reading.targets)
 
         def sparse(q: Tensor, k: Tensor, v: Tensor, number: int) -> Tensor:
             return attend(self._scaled(q), *self._extended(reading, number, k, v), number)
@@ -267,7 +271,7 @@ class NetworkReader:
 
     def _extended(self, reading: Reading, number: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The prompt's keys and values, from the dense pass, with the judged tokens' own behind them."""
-        before = reading.n_tokens - self.judged
+        before = reading.n_tokens - len(reading.targets)
         keys, values = reading.caches[number]
         return torch.cat([keys[:, :, :before], k], 2), torch.cat([values[:, :, :before], v], 2)
 

@@ -37,6 +37,8 @@ Rows = list[dict[str, Any]]
 Stages = dict[str, Callable[[], pd.DataFrame]]
 Knobs = dict[tuple[str, float], dict[str, Any]]
 
+HIGH = (0.8, 0.9)
+"""Sparsities of the claims about orderings on text."""
 COST_LENGTHS = (4_096, 8_192, 16_384, 32_768, 65_536, 131_072)
 SHARES = {16_384: 40, 65_536: 68, 128_000: 80}
 """Printed: attention's share of the prefill FLOPs in per cent (Figure 12); 128k taken as 128,000."""
@@ -471,6 +473,44 @@ def _random_recall(
     mask = random_prefill_mask(q, 1 - sparsity, generator)
     total = attend_prefill(q, k, v, dense_pattern(n))[1]
     return _held(attend_prefill(q, k, v, mask)[1], total), 1 - sparsity
+
+
+# Fresh articles ------------------------------------------------------------------------------------------
+
+
+def run_fresh(config: Config, knobs: pd.DataFrame) -> pd.DataFrame:
+    """Articles that were not asked before, for what the first ones left undecided; `experiment` says what.
+
+    Likelihood as in `run_likelihood`; attention mass at the sparsities of the claims; SnapKV's pool. Prefilling
+    costs a pass of the model for every cell: only the first `fresh_prefill` articles get its likelihood, and
+    the shorter lengths.
+    """
+    stages: Stages = {f"text {text}": partial(_fresh, config, knobs, text) for text in config.fresh}
+    return run(config, stages, "fresh")
+
+
+def _fresh(config: Config, knobs: pd.DataFrame, text: int) -> pd.DataFrame:
+    reader, parts = config.reader(), [_pools(config, text)]
+    whole = text in config.fresh[: config.fresh_prefill]
+    longest = max(config.likelihood_lengths)
+    for n in config.likelihood_lengths if whole else (longest,):
+        asked = HIGH if n == longest else HIGH[:1]
+        few = replace(config, sparsities=asked, random_lengths=())
+        fitted = knobs_of(knobs, n)
+        parts.append(_likelihood(config, fitted if whole else {}, text, n))
+        rows = recall_rows(few, reader.read(text, n), fitted, text, reader.judged)
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _pools(config: Config, text: int) -> pd.DataFrame:
+    """The rows of the ablation that compare pools."""
+    reading, out = config.reader().read(text, config.ablation_length), []
+    for knob, level, method in _decode_arms(config.windows_for(config.ablation_length)):
+        if knob == "pool":
+            measure = partial(_decode_recall, method, ABLATION_SPARSITY[knob], config.reader())
+            out += _mean_recall(reading, text, knob, level, measure)
+    return pd.DataFrame(out)
 
 
 # One live cell -------------------------------------------------------------------------------------------

@@ -7,27 +7,39 @@ one value, one hop, one more common word.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from sparsebook.attention.costs import ModelSizes, Phase, attention_cost
+from sparsebook.attention.costs import (
+    ModelSizes,
+    Phase,
+    attention_cost,
+    block_index_cost,
+    quest_index_cost,
+    vertical_slash_index_cost,
+)
 from sparsebook.attention.sparse_frontier import (
     DECODE,
     PREFILL,
+    BlockSparse,
     EvictAdaSnapKV,
+    Streaming,
+    Windows,
     attend_decode,
     attend_prefill,
-    dense_pattern,
     fit_knob,
     random_decode_mask,
     random_prefill_mask,
 )
 from sparsebook.claims import Samples
 from sparsebook.data.sequence_tasks import TASKS, TaskBatch
+from sparsebook.experiments.skills import ACCEPTED
 from sparsebook.experiments.sparse_frontier.runs import Rows, Stages, run, tidy
 from sparsebook.experiments.sparse_frontier.scales import SKILL_WINDOWS, Config
 from sparsebook.plotting import pareto_front
@@ -39,6 +51,8 @@ SIX = (
     *(("prefill", name) for name in ("vertical_slash", "flexprefill", "block_sparse")),
     *(("decode", name) for name in ("snapkv", "ada_snapkv", "quest")),
 )
+FIFTH, TENTH = 0.8, 0.9
+"""Sparsities of the claims that ask at one budget."""
 REACHED = 0.95
 """Share of the best dense score that a configuration has to keep (C1a, C1b)."""
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -74,39 +88,59 @@ def _skills_of(config: Config, model: Any, width: int, seed: int) -> pd.DataFram
 
 
 class SkillCell:
-    """One model on one skill at one length."""
+    """One model on one skill at one length.
 
-    def __init__(self, config: Config, model: Any, width: int, seed: int, task: str, n_tokens: int) -> None:
+    Parameters
+    ----------
+    draw : which questions; recorded tables have those of 1, 2 is kept for setting the knobs
+    """
+
+    def __init__(
+        self, config: Config, model: Any, width: int, seed: int, task: str, n_tokens: int, draw: int = 1
+    ) -> None:
         self.config, self.model, self.seed = config, model, seed
         self.n_tokens = n_tokens
         self.knobs = {"task": task, "n_tokens": n_tokens, "width": width}
         self.task = task
         self.windows = SKILL_WINDOWS.scaled(n_tokens / 512, units=True)
         # Every model meets the same questions; what sets the knobs is drawn apart.
-        self.batch = TASKS[task](config.skill_samples, n_tokens, _generator(n_tokens, 1))
+        self.batch = TASKS[task](config.skill_samples, n_tokens, _generator(n_tokens, draw))
         self.apart = TASKS[task](4, n_tokens, _generator(n_tokens, 2))
         self.split = self.batch.answer_start - 1
         self.largest = width == max(config.widths)
+        self.prompts: list[Tensor] = []  # what dense attention gives the prompt, layer by layer
 
     def rows(self) -> Rows:
         """Dense, every method at every sparsity, random masks."""
-        out = self._measure("dense", "dense", 0.0, None, 1.0)
+        out = self.dense()
         heads = self._heads()
         for sparsity in self.config.skill_sparsities:
             for cls in PREFILL:
-                knob = fit_knob(cls(self.windows), heads, sparsity)
+                method = cls(self.windows)
+                # Blocks and windows are as many whatever the input says: one head tells their density.
+                knob = fit_knob(method, heads[:1] if cls in (BlockSparse, Streaming) else heads, sparsity)
                 if knob is not None:
-                    method = cls(self.windows)
-                    out += self._prefill(cls.name, sparsity, partial(_pattern, method, knob))
+                    out += self.prefill(cls.name, sparsity, partial(_pattern, method, knob), knob)
             random = partial(_random, 1 - sparsity, _generator(self.seed, 3))
-            out += self._prefill("random", sparsity, random)
+            out += self.prefill("random", sparsity, random)
             for cls in DECODE:
-                out += self._decode(cls.name, sparsity, cls(self.windows).keep)
-            out += self._decode("random", sparsity, partial(_random_keep, _generator(self.seed, 4)))
+                out += self.decode(cls.name, sparsity, cls(self.windows).keep)
+            out += self.decode("random", sparsity, partial(_random_keep, _generator(self.seed, 4)))
         if self.largest and self.n_tokens == max(self.config.skill_lengths):
             bare = EvictAdaSnapKV(replace(self.windows, ada_floor=0.0))
-            out += self._decode("ada_snapkv_no_floor", 0.8, bare.keep)
+            out += self.decode("ada_snapkv_no_floor", FIFTH, bare.keep)
         return out
+
+    def dense(self) -> Rows:
+        """Everything read densely; what the prompt gets is kept for decoding, which leaves it as it is."""
+        self.prompts.clear()
+
+        def look(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            self.prompts.append(out[:, :, : self.split])
+            return out
+
+        return self._measure("dense", "dense", 0.0, look, 1.0)
 
     def _heads(self) -> list[tuple[Tensor, Tensor]]:
         """Queries and keys of the prompts that set the knobs."""
@@ -114,25 +148,36 @@ class SkillCell:
 
         def look(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
             seen.append((q[:, :, : self.split].contiguous(), k[:, :, : self.split].contiguous()))
-            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
         with torch.no_grad():
             self.model(self.apart.tokens[:, :-1], attention=look)
         return seen
 
-    def _prefill(self, name: str, sparsity: float, pattern: Callable[..., Any]) -> Rows:
+    def prefill(
+        self, name: str, sparsity: float, pattern: Callable[..., Any], knob: dict[str, Any] | None = None
+    ) -> Rows:
+        """The prompt by a pattern, the answer densely."""
         shares: list[float] = []
-        return self._measure(
-            name, "prefill", sparsity, partial(_sparse_prompt, self.split, pattern, shares), shares
-        )
+        attend = partial(sparse_prompt, self.split, pattern, shares)
+        return self._measure(name, "prefill", sparsity, attend, shares, knob)
 
-    def _decode(self, name: str, sparsity: float, keep: Callable[..., Tensor]) -> Rows:
+    def decode(self, name: str, sparsity: float, keep: Callable[..., Tensor]) -> Rows:
+        """The prompt densely, the answer over what is kept of it; its last token is read sparsely as well."""
+        if not self.prompts:
+            self.dense()
         shares: list[float] = []
-        attend = partial(_sparse_answer, self.split, keep, sparsity, shares)
+        attend = partial(_sparse_answer, self.prompts, keep, sparsity, shares)
         return self._measure(name, "decode", sparsity, attend, shares)
 
     def _measure(
-        self, name: str, phase: str, sparsity: float, attend: Attend | None, density: list[float] | float
+        self,
+        name: str,
+        phase: str,
+        sparsity: float,
+        attend: Attend,
+        density: list[float] | float,
+        knob: dict[str, Any] | None = None,
     ) -> Rows:
         with torch.no_grad():
             logits = self.model(self.batch.tokens[:, :-1], attention=attend)[:, self.split :]
@@ -147,8 +192,11 @@ class SkillCell:
         }
         sizes = sizes_of(self.model)
         for kind in PHASES:
-            own = share if phase == kind else 1.0
-            cost = attention_cost(sizes, self.n_tokens, density=min(own, 1.0), batch=BATCH, phase=kind)
+            own = min(share, 1.0) if phase == kind else 1.0
+            found = index_cost(sizes, name, self.n_tokens, self.windows, knob or {}) if phase == kind else 0.0
+            cost = attention_cost(
+                sizes, self.n_tokens, density=own, batch=BATCH, phase=kind, index=BATCH * found
+            )
             metrics[f"{kind}_cost"] = (cost.total, "FLOPs" if kind == "prefill" else "elements")
         return tidy("skills", name, self.seed, metrics, phase=phase, sparsity=sparsity, **self.knobs)
 
@@ -174,6 +222,23 @@ def sizes_of(model: Any) -> ModelSizes:
     )
 
 
+def index_cost(
+    sizes: ModelSizes, name: str, n_tokens: int, windows: Windows, knob: dict[str, Any]
+) -> float | int:
+    """What a method spends on choosing: FLOPs in prefilling, elements read at each step in decoding.
+
+    Methods that evict choose once, at the end of prefilling; no later step pays for it.
+    """
+    if name in ("vertical_slash", "flexprefill"):
+        lines = int(knob.get("n", knob.get("min_budget", 0)))
+        return vertical_slash_index_cost(
+            sizes, n_tokens, window=windows.observed, n_vertical=lines, n_slash=lines
+        )
+    if name == "block_sparse":
+        return block_index_cost(sizes, n_tokens, block_size=windows.block)
+    return quest_index_cost(sizes, n_tokens, page_size=windows.page) if name == "quest" else 0.0
+
+
 def score_given(task: str, logits: Tensor, batch: TaskBatch) -> Tensor:
     """Share of right tokens of each answer, every token read with the right ones before it.
 
@@ -188,27 +253,25 @@ def score_given(task: str, logits: Tensor, batch: TaskBatch) -> Tensor:
     return hits.any(-1).float().mean(1)
 
 
-def _sparse_prompt(
+def sparse_prompt(
     split: int, pattern: Callable[..., Any], shares: list[float], q: Tensor, k: Tensor, v: Tensor, layer: int
 ) -> Tensor:
-    """The prompt by a pattern, the answer densely."""
+    """The first `split` tokens by a pattern chosen from them alone, the others densely."""
     before_q, before_k, before_v = (x[:, :, :split].contiguous() for x in (q, k, v))
     found = pattern(before_q, before_k)
-    pairs = split * (split + 1) / 2
-    mask = isinstance(found, Tensor)
-    shares.append(
-        float(found.sum((-2, -1)).double().mean()) / pairs
-        if mask
-        else found.density(split, split, causal=True)
-    )
-    prompt = attend_prefill(before_q, before_k, before_v, found)[0]
+    if isinstance(found, Tensor):
+        shares.append(float(found.sum((-2, -1)).double().mean()) / (split * (split + 1) / 2))
+        prompt = scaled_dot_product_attention(before_q, before_k, before_v, attn_mask=found, enable_gqa=True)
+    else:
+        shares.append(found.density(split, split, causal=True))
+        prompt = attend_prefill(before_q, before_k, before_v, found)[0]
     new = q[:, :, split:]
-    everything = torch.ones(*new.shape[:3], split, dtype=torch.bool)
+    everything = torch.ones(*new.shape[:3], split, dtype=torch.bool, device=q.device)
     return torch.cat([prompt, attend_decode(new, k, v, everything)[0]], 2)
 
 
 def _sparse_answer(
-    split: int,
+    prompts: list[Tensor],
     keep: Callable[..., Tensor],
     sparsity: float,
     shares: list[float],
@@ -217,14 +280,12 @@ def _sparse_answer(
     v: Tensor,
     layer: int,
 ) -> Tensor:
-    """The prompt densely, the answer over what is kept of it; its last token is read sparsely as well."""
-    before_q, before_k, before_v = (x[:, :, :split].contiguous() for x in (q, k, v))
-    prompt = attend_prefill(before_q, before_k, before_v, dense_pattern(split))[0]
+    split = prompts[layer].shape[2]
     new = q[:, :, split:]
     # What is kept is chosen with the whole prompt, its last token included.
     kept = keep(q[:, :, : split + 1], k[:, :, : split + 1], new, sparsity=sparsity)[..., :split]
     shares.append(float(kept.float().mean()))
-    return torch.cat([prompt, attend_decode(new, k, v, kept)[0]], 2)
+    return torch.cat([prompts[layer], attend_decode(new, k, v, kept)[0]], 2)
 
 
 def _pattern(method: Any, knob: dict[str, Any], q: Tensor, k: Tensor) -> Any:
@@ -232,76 +293,81 @@ def _pattern(method: Any, knob: dict[str, Any], q: Tensor, k: Tensor) -> Any:
 
 
 def _random(density: float, generator: torch.Generator, q: Tensor, k: Tensor) -> Tensor:
-    return random_prefill_mask(q, density, generator)
+    """One mask a head, the same for all questions: their keys lie elsewhere in each."""
+    return random_prefill_mask(q[:1], density, generator)
 
 
 def _random_keep(generator: torch.Generator, q: Tensor, k: Tensor, new: Tensor, *, sparsity: float) -> Tensor:
     return random_decode_mask(new, k.shape[2], sparsity, generator)
 
 
+def fingerprint(n_tokens: int = 64) -> list[float]:
+    """What every method computes and costs in an untrained model: the first steps of a recorded cell."""
+    from sparsebook.data.sequence_tasks import VOCABULARY
+    from sparsebook.models.small_transformer import SmallTransformer
+
+    config = Config.at("smoke", skill_sparsities=(FIFTH,), widths=(32,))
+    cell = SkillCell(config, SmallTransformer(VOCABULARY, 32, 2, seed=0), 32, 0, HARD, n_tokens)
+    return [row["value"] for row in cell.rows() if not row["metric"].startswith("score")]
+
+
 # Samples of the claims -----------------------------------------------------------------------------------
 
 
-def skill_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) -> dict[str, Samples]:
+def skill_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
     """Samples of the claims about skills, one value a training run."""
     scores = Scores(table, sabotaged)
     usual = [s for s in (0.5, 0.67, 0.8, 0.9) if s in set(table.sparsity)]
-    low = [s for s in (0.5, 0.67) if s in usual]
-    longest = int(table.n_tokens.max())
     gain = partial(scores.gain, sparsities=usual)
-    samples = {
-        "C1a": Samples(scores.least_cost("prefill"), unit="ratio"),
-        "C1b": Samples(scores.least_cost("decode"), unit="ratio"),
-        "C1c": Samples(scores.larger_sparse(), unit="score"),
-        "C2a": Samples(gain("prefill", "vertical_slash", "block_sparse", [EASY]), unit="score"),
-        "C2b": Samples(gain("prefill", "block_sparse", "vertical_slash", [HARD]), unit="score"),
-        "C2c": Samples(gain("prefill", "block_sparse", "vertical_slash", ["counting"]), unit="score"),
-        "C3a": Samples(gain("decode", "quest", "ada_snapkv", [HARD, "counting"]), unit="score"),
-        "C3b": Samples(gain("decode", "ada_snapkv", "snapkv", list(TASKS)), unit="score"),
-        "C3c": Samples(gain("decode", "ada_snapkv", "quest", [EASY]), unit="score"),
-        "C4a": Samples(
-            scores.gain("prefill", "vertical_slash", "flexprefill", list(TASKS), sparsities=low), unit="score"
-        ),
-        "C4b": Samples(gain("decode", "ada_snapkv", "snapkv", [EASY]), unit="score"),
-        "C5a": Samples(scores.relative_loss(HARD, 0.8) - scores.relative_loss(EASY, 0.8), unit="fraction"),
-        "C5b": Samples(
-            scores.relative_loss("counting", 0.8) - scores.relative_loss(EASY, 0.8), unit="fraction"
-        ),
-        "C6a": Samples(scores.loss_by_length(0.9), unit="fraction"),
-        "C9a": Samples(
-            scores.absolute_loss(EASY, 0.9, min) - scores.absolute_loss(EASY, 0.9, max), unit="score"
-        ),
-        "C9b": Samples(
-            scores.absolute_loss(HARD, 0.9, max) - scores.absolute_loss(HARD, 0.9, min), unit="score"
-        ),
+    low = partial(scores.gain, sparsities=[s for s in (0.5, 0.67) if s in usual])
+    longest = partial(scores.gain, sparsities=[FIFTH], lengths=[int(table.n_tokens.max())])
+    every, counting = list(TASKS), "counting"
+    values = {
+        "C1a": (scores.least_cost("prefill"), "ratio"),
+        "C1b": (scores.least_cost("decode"), "ratio"),
+        "C1c": (scores.larger_sparse(), "score"),
+        "C2a": (gain("prefill", "vertical_slash", "block_sparse", [EASY]), "score"),
+        "C2b": (gain("prefill", "block_sparse", "vertical_slash", [HARD]), "score"),
+        "C2c": (gain("prefill", "block_sparse", "vertical_slash", [counting]), "score"),
+        "C3a": (gain("decode", "quest", "ada_snapkv", [HARD, counting]), "score"),
+        "C3b": (gain("decode", "ada_snapkv", "snapkv", every), "score"),
+        "C3c": (gain("decode", "ada_snapkv", "quest", [EASY]), "score"),
+        "C4a": (low("prefill", "vertical_slash", "flexprefill", every), "score"),
+        "C4b": (gain("decode", "ada_snapkv", "snapkv", [EASY]), "score"),
+        "C5a": (scores.suffers_more(HARD, EASY), "fraction"),
+        "C5b": (scores.suffers_more(counting, EASY), "fraction"),
+        "C6a": (scores.loss_by_length(TENTH), "fraction"),
+        "C9a": (scores.loss_by_size(EASY, TENTH, favoured=max), "score"),
+        "C9b": (scores.loss_by_size(HARD, TENTH, favoured=min), "score"),
+        "C10e": (longest("decode", "ada_snapkv", "ada_snapkv_no_floor", every), "score"),
     }
-    if (table.method == "ada_snapkv_no_floor").any():
-        values = scores.gain(
-            "decode", "ada_snapkv", "ada_snapkv_no_floor", list(TASKS), sparsities=[0.8], lengths=[longest]
-        )
-        samples["C10e"] = Samples(values, unit="score")
-    return samples
+    # Where no run has learned what a claim asks for, there is nothing to supply.
+    return {name: Samples(found, unit=unit) for name, (found, unit) in values.items() if len(found)}
 
 
 class Scores:
     """The table of skills, read one training run at a time.
 
-    With `sabotaged`, the method that a comparison favours (its first) is replaced by random masks.
+    What a model has not learned it cannot lose: a skill of a run whose dense score, mean over the lengths, is
+    below `ACCEPTED` takes no part in comparisons of losses. With `sabotaged`, the method that a comparison
+    favours (its first) is replaced by random masks.
     """
 
     def __init__(self, table: pd.DataFrame, sabotaged: bool = False) -> None:
         self.table, self.sabotaged = table, sabotaged
-        self.score = table[table.metric == "score"]
-        self.widest = int(table.width.max())
-        self.runs = sorted(table[table.width == self.widest].seed.unique())
+        self.widths = sorted(map(int, table.width.unique()))
+        self.widest = self.widths[-1]
+        score = table[table.metric == "score"]
+        dense = score[score.method == "dense"].groupby(["width", "task", "seed"])["value"].mean()
+        wanted = dense.index.get_level_values("task").map(ACCEPTED)
+        self.learned = dense[dense.to_numpy() >= wanted.to_numpy()].index
+        self.score = score[pd.MultiIndex.from_frame(score[["width", "task", "seed"]]).isin(self.learned)]
 
-    def mean(self, phase: str, method: str, width: Any = None, **where: Sequence[Any]) -> pd.Series:
-        """Mean score a training run over everything that `where` leaves."""
-        own = self.score[(self.score.phase == phase) & (self.score.method == method)]
-        own = own[own.width == (self.widest if width is None else width)]
-        for column, values in where.items():
-            own = own[own[column].isin(list(values))]
-        return own.groupby("seed")["value"].mean()
+    def runs(self, tasks: Sequence[str], widths: Sequence[int] | None = None) -> list[int]:
+        """Training runs that learned these tasks at these sizes (the largest alone if None)."""
+        wanted = list(product(widths or [self.widest], tasks))
+        seeds = sorted(self.table.seed.unique())
+        return [int(run) for run in seeds if all((w, task, run) in self.learned for w, task in wanted)]
 
     def gain(
         self,
@@ -315,45 +381,81 @@ class Scores:
     ) -> np.ndarray:
         """Score of the favoured method minus its rival's; only where both could be had."""
         own = self.score[(self.score.phase == phase) & (self.score.width == self.widest)]
-        own = own[own.task.isin(tasks) & own.sparsity.isin(sparsities)]
+        own = own[own.task.isin(tasks) & own.sparsity.isin(sparsities) & own.seed.isin(self.runs(tasks))]
         own = own if lengths is None else own[own.n_tokens.isin(lengths)]
-        cells = ["seed", "task", "n_tokens", "sparsity"]
-        wide = own.pivot_table(index=cells, columns="method", values="value")
-        both = wide[["random" if self.sabotaged else favoured, rival]].dropna()
-        return (both.iloc[:, 0] - both.iloc[:, 1]).groupby("seed").mean().to_numpy()
+        wide = own.pivot_table(index=["seed", "task", "n_tokens", "sparsity"], columns="method", values="value")
+        names = ["random" if self.sabotaged else favoured, rival]
+        if not set(names) <= set(wide):
+            return np.array([])
+        both = wide[names].dropna()
+        # Tasks weigh the same, however many cells could be had of each.
+        cells = (both.iloc[:, 0] - both.iloc[:, 1]).groupby(["seed", "task"]).mean()
+        return cells.groupby("seed").mean().to_numpy()
 
-    def six(self) -> tuple[tuple[str, str], ...]:
-        """(phase, method) of the paper's methods, or of random masks."""
-        return (("prefill", "random"), ("decode", "random")) if self.sabotaged else SIX
+    def absolute(
+        self, task: str, sparsity: float, width: int, methods: Sequence[tuple[str, str]]
+    ) -> pd.DataFrame:
+        """Dense minus sparse score, mean over these methods: [runs, lengths]."""
+        own = self.score[(self.score.width == width) & (self.score.task == task)]
+        at = {"index": "seed", "columns": "n_tokens", "values": "value"}
+        dense = own[own.method == "dense"].pivot_table(**at)
+        own = own[own.sparsity == sparsity]
+        each = [own[(own.phase == p) & (own.method == m)].pivot_table(**at) for p, m in methods]
+        return dense - sum(each[1:], each[0]) / len(each)
 
-    def relative_loss(self, task: str, sparsity: float, **where: Sequence[Any]) -> np.ndarray:
-        """1 - sparse / dense, mean over the six methods, largest model, one value a run."""
-        dense = self.mean("dense", "dense", task=[task], **where)
-        sparse = [self.mean(p, m, task=[task], sparsity=[sparsity], **where) for p, m in self.six()]
-        found = [part.reindex(self.runs) for part in sparse if len(part)]
-        return (1 - np.mean(found, axis=0) / dense.reindex(self.runs)).to_numpy()
+    def relative(self, task: str, sparsity: float, methods: Sequence[tuple[str, str]]) -> pd.DataFrame:
+        """1 - sparse / dense of the largest model: [runs, lengths]."""
+        own = self.score[(self.score.width == self.widest) & (self.score.task == task)]
+        dense = own[own.method == "dense"].pivot_table(index="seed", columns="n_tokens", values="value")
+        return self.absolute(task, sparsity, self.widest, methods) / dense
+
+    def six(
+        self, tasks: Sequence[str], sparsity: float, widths: Sequence[int] | None = None
+    ) -> list[tuple[str, str]]:
+        """(phase, method) of those of the paper's methods that meet a budget in every cell asked for.
+
+        Sabotaged, random masks of both phases.
+        """
+        if self.sabotaged:
+            return [("prefill", "random"), ("decode", "random")]
+        return self.complete(tasks, sparsity, widths)
+
+    def complete(
+        self, tasks: Sequence[str], sparsity: float, widths: Sequence[int] | None = None
+    ) -> list[tuple[str, str]]:
+        """The paper's methods that were measured at every size, run and length."""
+        widths = list(widths or [self.widest])
+        own = self.score[self.score.width.isin(widths) & self.score.task.isin(tasks)]
+        cells = (own.method == "dense").sum()
+        own = own[own.sparsity == sparsity]
+        counts = own.groupby(["phase", "method"]).size()
+        return [pair for pair in SIX if counts.get(pair, 0) == cells]
+
+    def suffers_more(self, hard: str, easy: str) -> np.ndarray:
+        """Relative loss at a fifth of the budget on one task minus on another."""
+        tasks = [hard, easy]
+        chosen, runs = self.six(tasks, FIFTH), self.runs(tasks)
+        losses = [self.relative(task, FIFTH, chosen).mean(axis=1) for task in tasks]
+        return (losses[0] - losses[1]).loc[runs].to_numpy()
 
     def loss_by_length(self, sparsity: float) -> np.ndarray:
         """Relative loss, mean over the skills, per length: [runs, lengths]."""
-        lengths = sorted(self.table.n_tokens.unique())
-        columns = [
-            np.mean([self.relative_loss(task, sparsity, n_tokens=[n]) for task in TASKS], axis=0)
-            for n in lengths
-        ]
-        return np.stack(columns, 1)
+        chosen, runs = self.six(list(TASKS), sparsity), self.runs(list(TASKS))
+        each = [self.relative(task, sparsity, chosen).loc[runs] for task in TASKS]
+        return (sum(each[1:], each[0]) / len(each)).to_numpy()
 
-    def absolute_loss(self, task: str, sparsity: float, which: Callable[..., int]) -> np.ndarray:
-        """Dense minus sparse score of the smallest or largest model, mean over the six methods.
+    def loss_by_size(self, task: str, sparsity: float, favoured: Callable[..., int]) -> np.ndarray:
+        """Absolute loss of the other size minus that of the one expected to lose less, paired by run.
 
-        Sabotaged, random masks stand for the methods on the side that the claim expects to lose less.
+        Sabotaged, random masks stand for the methods in the model that is expected to lose less.
         """
-        width = int(which(self.table.width.unique()))
-        favoured = max if task == EASY else min
-        chosen = self.six() if which is favoured else SIX
-        dense = self.mean("dense", "dense", width, task=[task]).reindex(self.runs)
-        sparse = [self.mean(p, m, width, task=[task], sparsity=[sparsity]) for p, m in chosen]
-        found = [part.reindex(self.runs) for part in sparse if len(part)]
-        return (dense - np.mean(found, axis=0)).to_numpy()
+        ends = [self.widths[0], self.widths[-1]]
+        honest, runs = self.complete([task], sparsity, ends), self.runs([task], ends)
+        less = favoured(ends)
+        (more,) = [width for width in ends if width != less]
+        chosen = self.six([task], sparsity, ends)
+        lost = self.absolute(task, sparsity, less, chosen).mean(axis=1)
+        return (self.absolute(task, sparsity, more, honest).mean(axis=1) - lost).loc[runs].to_numpy()
 
     def configurations(self, phase: str) -> pd.DataFrame:
         """Score and cost of (run, width, method, sparsity) at the longest inputs, mean over the skills."""
@@ -378,12 +480,11 @@ class Scores:
 
     def larger_sparse(self) -> np.ndarray:
         """Largest model, sparse, minus the dense one of middle size that reads as much."""
-        widths = sorted(self.table.width.unique())
-        middle = widths[len(widths) // 2 - (len(widths) == 2)]
+        middle = self.widths[len(self.widths) // 2 - (len(self.widths) == 2)]
         out = []
         for _, own in self.configurations("decode").groupby("seed"):
             rival = own[(own.method == "dense") & (own.width == middle)]
-            fits = own[(own.width == widths[-1]) & (own.method != "dense")]
+            fits = own[(own.width == self.widest) & (own.method != "dense")]
             fits = fits[fits.cost <= rival.cost.max()]
             if not len(rival):
                 continue

@@ -22,8 +22,7 @@ TEXT_EXPERIMENTS: dict[str, Callable[[Config, pd.DataFrame], pd.DataFrame]] = {
 RECORDED = ("knobs", *TEXT_EXPERIMENTS, "skills")
 PREFILL_METHODS = ("vertical_slash", "flexprefill", "block_sparse")
 DECODE_METHODS = ("snapkv", "ada_snapkv", "quest")
-HIGH = (0.8, 0.9)
-"""Sparsities of the claims about orderings on text."""
+HIGH = runs.HIGH
 ADAPTIVE = (0.8,)
 """Where FlexPrefill's counts adapt on text."""
 FIFTH = 0.8
