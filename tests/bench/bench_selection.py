@@ -13,7 +13,8 @@ import sys
 import pytest
 
 from sparsebook.evaluation.machine import machine_name
-from sparsebook.experiments.selection_kernels import TASKS, Config, speed_once
+from sparsebook.experiments.selection_kernels import Config
+from sparsebook.experiments.selection_kernels.speed import TASKS, speed_once
 
 Found = dict[str, dict[str, float]]
 
