@@ -191,18 +191,17 @@ def draw_recall(table: pd.DataFrame, n_tokens: int | None = None) -> "Figure":
     return figure
 
 
-def draw_likelihood(table: pd.DataFrame) -> "Figure":
+def draw_likelihood(added: pd.DataFrame) -> "Figure":
     """Loss added by every method at the longest inputs: mean over the texts with its 95 % interval."""
     from sparsebook.evaluation.statistics import t_interval
 
-    own = table[table.n_tokens == table.n_tokens.max()]
-    dense = own[own.method == "dense"].set_index("seed")["value"]
     figure, axes = _subplots(1, 2, height=3.0)
     for one, (phase, methods) in zip(axes[0], PANELS.items(), strict=True):
-        names = [m for m in methods if m != "random" and len(own[(own.phase == phase) & (own.method == m)])]
+        own = added[added.phase == phase]
+        names = [m for m in methods if m != "random" and (own.method == m).any()]
         for place, method in enumerate(names):
-            part = own[(own.phase == phase) & (own.method == method) & (own.sparsity >= HIGH[0])]
-            wide = part.pivot_table(index="seed", columns="sparsity", values="value").sub(dense, axis=0)
+            part = own[(own.method == method) & (own.sparsity >= HIGH[0])]
+            wide = part.pivot_table(index="seed", columns="sparsity", values="value")
             for sparsity, filled in zip(wide.columns, (False, True), strict=False):
                 interval = t_interval(wide[sparsity].to_numpy())
                 at = place + (-0.12 if filled else 0.12)
@@ -283,50 +282,57 @@ def draw_ablation(table: pd.DataFrame) -> "Figure":
 def draw_isocost(table: pd.DataFrame) -> "Figure":
     """The paper's Figure 1: score against cost, every size and sparsity, and the Pareto line."""
     scores = Scores(table)
-    figure, axes = _subplots(1, 2, sharey=True)
-    widths = sorted(table.width.unique())
-    shades = dict(zip(widths, (BLUE, ORANGE, VERMILLION), strict=False))
+    figure, axes = _subplots(1, 2, height=3.9, sharey=True)
+    shades = dict(zip(scores.widths, (BLUE, ORANGE, VERMILLION), strict=False))
     for one, phase in zip(axes[0], ("prefill", "decode"), strict=True):
         cells = ["width", "method", "sparsity"]
         mean = scores.configurations(phase).groupby(cells)[["score", "cost"]].mean().reset_index()
-        for width in widths:
+        for width in scores.widths:
             own = mean[mean.width == width]
-            dense, sparse = own[own.method == "dense"], own[own.method != "dense"]
-            one.scatter(
-                sparse.cost, sparse.score, s=14, color=shades[width], alpha=0.5, label=f"width {width}"
-            )
-            one.scatter(dense.cost, dense.score, s=70, color=shades[width], marker="*", edgecolor="#222222")
+            for sparsity, part in own[own.method != "dense"].groupby("sparsity"):
+                one.scatter(part.cost, part.score, s=60 * (1 - sparsity) + 6, color=shades[width], alpha=0.6)
+            dense = own[own.method == "dense"]
+            one.scatter(dense.cost, dense.score, s=90, color=shades[width], marker="*", edgecolor="#222222")
+            one.scatter([], [], s=25, color=shades[width], label=f"width {width}")
+        one.scatter([], [], s=90, color="white", marker="*", edgecolor="#222222", label="dense")
         front = front_of(mean)
-        one.plot(front.cost, front.score, color="#222222", lw=1, zorder=0)
+        one.plot(front.cost, front.score, color="#222222", lw=1, zorder=0, label="Pareto line")
         what = {"prefill": "FLOPs of prefilling", "decode": "elements read a step"}[phase]
         one.set(xscale="log", xlabel=what, title={"prefill": "Prefilling", "decode": "Decoding"}[phase])
-    axes[0, 0].set_ylabel("score, mean over the skills")
-    axes[0, 1].legend(fontsize=8, loc="lower right")
+    axes[0, 0].set(ylabel="score, mean over the skills", ylim=(0, 1.03))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
 def draw_skills(table: pd.DataFrame) -> "Figure":
     """The paper's Figure 2: score against sparsity, skill by skill, largest model, all lengths."""
     scores = Scores(table)
-    figure, axes = _subplots(2, len(TASKS), width=8.6, height=5.2, sharex=True, sharey=True)
+    figure, axes = _subplots(2, len(TASKS), width=8.6, height=5.6, sharex=True, sharey=True)
+    widest = scores.score[scores.score.width == scores.widest]
     for row, (phase, methods) in zip(axes, PANELS.items(), strict=True):
         for one, task in zip(row, TASKS, strict=True):
+            own = widest[widest.task == task]
             for method in methods:
-                own = scores.score[(scores.score.width == scores.widest) & (scores.score.task == task)]
-                own = own[(own.phase == phase) & (own.method == method)]
-                wide = own.pivot_table(index="seed", columns="sparsity", values="value")
+                part = own[(own.phase == phase) & (own.method == method)]
+                wide = part.pivot_table(index="seed", columns="sparsity", values="value")
                 if len(wide):
-                    one.plot(wide.columns, wide.mean(), color=color(method), marker=marker(method),
-                             label=LABELS[method])  # fmt: skip
+                    style = {"color": color(method), "marker": marker(method), "label": LABELS[method]}
+                    one.plot(wide.columns, wide.mean(), ls=":" if method == "random" else "-", **style)
                     one.fill_between(
                         wide.columns, wide.min(), wide.max(), color=color(method), alpha=0.12, lw=0
                     )
-            one.axhline(scores.mean("dense", "dense", task=[task]).mean(), color="#222222", lw=1)
-            one.set_title(f"{task}, {phase}", fontsize=9)
-        row[0].set_ylabel("score")
-        row[0].legend(fontsize=7)
+            one.axhline(own[own.method == "dense"]["value"].mean(), color="#222222", lw=1)
+            one.set_title(f"{task}, {'prefilling' if phase == 'prefill' else 'decoding'}", fontsize=9)
+        row[0].set(ylabel="score", ylim=(0, 1.04))
     for one in axes[-1]:
         one.set_xlabel("sparsity")
+        one.set_xticks([0.5, 0.67, 0.8, 0.9], ["0.5", "0.67", "0.8", "0.9"])
+    handles = {
+        label: handle
+        for one in axes[:, 0]
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 
 
@@ -335,27 +341,26 @@ def draw_budgets(table: pd.DataFrame) -> "Figure":
     scores = Scores(table)
     figure, ((left, right),) = _subplots(1, 2)
     sparsities = sorted(s for s in table.sparsity.unique() if s > 0)
-    for n, shade in zip(sorted(table.n_tokens.unique()), (BLUE, ORANGE, VERMILLION), strict=False):
-        losses = [
-            np.mean([scores.relative_loss(task, s, n_tokens=[n]).mean() for task in TASKS])
-            for s in sparsities
-        ]
-        left.plot([1 / (1 - s) for s in sparsities], losses, color=shade, marker="o", label=f"{n} tokens")
+    lengths = sorted(map(int, table.n_tokens.unique()))
+    losses = {s: scores.loss_by_length(s) for s in sparsities}
+    for place, (n, shade) in enumerate(zip(lengths, (BLUE, ORANGE, VERMILLION), strict=False)):
+        own = pd.DataFrame({1 / (1 - s): losses[s][:, place] for s in sparsities})
+        _band(left, list(own), own, "dense", color=shade, marker="o", label=f"{n} tokens")
     left.set(xscale="log", xlabel="1 / budget", ylabel="relative error", title="By length")
     left.set_xticks([2, 3, 5, 10], ["2", "3", "5", "10"])
     left.minorticks_off()
-    widths = sorted(table.width.unique())
     for task, shade in zip(TASKS, (GREEN, VERMILLION, BLUE), strict=True):
-        losses = []
-        for width in widths:
-            dense = scores.mean("dense", "dense", width, task=[task])
-            sparse = [scores.mean(p, m, width, task=[task], sparsity=[TENTH]) for p, m in SIX]
-            losses.append(
-                (dense - np.mean([part.reindex(dense.index) for part in sparse if len(part)], axis=0)).mean()
-            )
-        right.plot(range(len(widths)), losses, color=shade, marker="s", label=task)
-    right.set_xticks(range(len(widths)), [str(w) for w in widths])
-    right.set(xlabel="width of the model", ylabel="loss of score at a tenth", title="By size")
+        known = [width for width in scores.widths if len(scores.runs([task], [width])) > 1]
+        lost = {
+            width: scores.absolute(task, TENTH, width, scores.complete([task], TENTH, [width])).mean(axis=1)
+            for width in known
+        }
+        wide = pd.DataFrame(lost).dropna()
+        place = [scores.widths.index(width) for width in known]
+        _band(right, place, wide, "dense", color=shade, marker="s", label=task)
+    right.set_xticks(range(len(scores.widths)), [str(w) for w in scores.widths])
+    right.set(xlabel="width of the model", ylabel="score lost at a tenth", title="By size")
     for axes in (left, right):
+        axes.set_ylim(0, None)
         axes.legend(fontsize=8)
     return figure

@@ -481,24 +481,19 @@ def _random_recall(
 def run_fresh(config: Config, knobs: pd.DataFrame) -> pd.DataFrame:
     """Articles that were not asked before, for what the first ones left undecided; `experiment` says what.
 
-    Likelihood as in `run_likelihood`; attention mass at the sparsities of the claims; SnapKV's pool. Prefilling
-    costs a pass of the model for every cell: only the first `fresh_prefill` articles get its likelihood, and
-    the shorter lengths.
+    Attention mass at the sparsities of the claims, SnapKV's pool, and the likelihood of decoding. Not that of
+    prefilling: every cell of it costs a pass of the model.
     """
     stages: Stages = {f"text {text}": partial(_fresh, config, knobs, text) for text in config.fresh}
     return run(config, stages, "fresh")
 
 
 def _fresh(config: Config, knobs: pd.DataFrame, text: int) -> pd.DataFrame:
-    reader, parts = config.reader(), [_pools(config, text)]
-    whole = text in config.fresh[: config.fresh_prefill]
-    longest = max(config.likelihood_lengths)
-    for n in config.likelihood_lengths if whole else (longest,):
-        asked = HIGH if n == longest else HIGH[:1]
-        few = replace(config, sparsities=asked, random_lengths=())
-        fitted = knobs_of(knobs, n)
-        parts.append(_likelihood(config, fitted if whole else {}, text, n))
-        rows = recall_rows(few, reader.read(text, n), fitted, text, reader.judged)
+    reader, longest = config.reader(), max(config.likelihood_lengths)
+    parts = [_pools(config, text), _likelihood(config, {}, text, longest)]
+    for n in config.likelihood_lengths:
+        few = replace(config, sparsities=HIGH if n == longest else HIGH[:1], random_lengths=())
+        rows = recall_rows(few, reader.read(text, n), knobs_of(knobs, n), text, reader.judged)
         parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
 

@@ -34,8 +34,7 @@ class Config:
     model : folder of a language model in Hugging Face's layout, in place of Gemma
     lengths, sparsities : of the experiments with text
     texts : numbers of the texts that are reported; `calibration` texts set the knobs, `live` is read live
-    fresh, fresh_prefill : further texts, which alone decide what the first left undecided; of so many, the
-        likelihood of prefilling too
+    fresh : further texts, which alone decide what the first left undecided
     likelihood_texts, likelihood_lengths, likelihood_sparsities : of the likelihood, which costs a pass for
         every method
     few_cells : measure the likelihood only where a claim asks for it (`CLAIMED`)
@@ -57,7 +56,6 @@ class Config:
     live: int = 2
     texts: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10)
     fresh: tuple[int, ...] = ()
-    fresh_prefill: int = 20
     likelihood_texts: int = 8
     likelihood_lengths: tuple[int, ...] = (512, 1024)
     likelihood_sparsities: tuple[float, ...] = (0.8, 0.9)
@@ -166,7 +164,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "skill_samples": 4,
     },
     "book": {},
-    "full": {"fresh": tuple(range(11, 50))},
+    "full": {"fresh": tuple(range(11, 35))},
     # The paper's lengths, windows and number of samples; the skills are those of this book.
     "paper": {
         "lengths": (16_384, 32_768, 65_536, 131_072),

@@ -201,6 +201,22 @@ class SkillCell:
         return tidy("skills", name, self.seed, metrics, phase=phase, sparsity=sparsity, **self.knobs)
 
 
+def run_live_skill(config: Config) -> pd.DataFrame:
+    """One trained model on questions that are in no table: every method on one skill at a fifth."""
+    from sparsebook.experiments.skills import skill_models
+
+    width, seed, task, n_tokens = LIVE_CELL
+    model = skill_models(widths=(width,), seeds=(seed,))[width, seed]
+    few = replace(config, skill_sparsities=(FIFTH,), skill_samples=LIVE_SAMPLES)
+    rows = SkillCell(few, model, width, seed, task, n_tokens, draw=5).rows()
+    return pd.DataFrame(rows).assign(experiment="live")
+
+
+LIVE_CELL = (64, 0, HARD, 256)
+"""Width, training run, skill and length that are read live."""
+LIVE_SAMPLES = 24
+
+
 def _generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(
         sum(1_000_003**i * n for i, n in enumerate(numbers, start=1)) % 2**63
@@ -383,7 +399,9 @@ class Scores:
         own = self.score[(self.score.phase == phase) & (self.score.width == self.widest)]
         own = own[own.task.isin(tasks) & own.sparsity.isin(sparsities) & own.seed.isin(self.runs(tasks))]
         own = own if lengths is None else own[own.n_tokens.isin(lengths)]
-        wide = own.pivot_table(index=["seed", "task", "n_tokens", "sparsity"], columns="method", values="value")
+        wide = own.pivot_table(
+            index=["seed", "task", "n_tokens", "sparsity"], columns="method", values="value"
+        )
         names = ["random" if self.sabotaged else favoured, rival]
         if not set(names) <= set(wide):
             return np.array([])
@@ -502,4 +520,13 @@ def front_of(points: pd.DataFrame) -> pd.DataFrame:
     return points.iloc[pareto_front(points.cost.tolist(), points.score.tolist())]
 
 
-__all__ = ["Scores", "SkillCell", "front_of", "run_skills", "score_given", "sizes_of", "skill_samples"]
+__all__ = [
+    "Scores",
+    "SkillCell",
+    "front_of",
+    "run_live_skill",
+    "run_skills",
+    "score_given",
+    "sizes_of",
+    "skill_samples",
+]

@@ -2,101 +2,124 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from sparsebook.claims import Ledger, Samples
+from sparsebook.data.sequence_tasks import TASKS
 from sparsebook.experiments.sparse_frontier import runs
 from sparsebook.experiments.sparse_frontier.scales import Config
-from sparsebook.experiments.sparse_frontier.skills import run_skills, skill_samples
+from sparsebook.experiments.sparse_frontier.skills import (
+    FIFTH,
+    SIX,
+    TENTH,
+    Scores,
+    run_skills,
+    skill_samples,
+)
 
 FINGERPRINT = "sparsebook.experiments.sparse_frontier.runs:fingerprint"
+FINGERPRINTS = {"skills": "sparsebook.experiments.sparse_frontier.skills:fingerprint"}
 TEXT_EXPERIMENTS: dict[str, Callable[[Config, pd.DataFrame], pd.DataFrame]] = {
     "likelihood": runs.run_likelihood,
     "recall": runs.run_recall,
     "ablation": lambda config, knobs: runs.run_ablation(config),
 }
+FRESH = "fresh"
+SKILLS = "skills"
 """What is measured on texts with the knobs of the table ``knobs``."""
 
-RECORDED = ("knobs", *TEXT_EXPERIMENTS, "skills")
+RECORDED = ("knobs", *TEXT_EXPERIMENTS, FRESH, SKILLS)
 PREFILL_METHODS = ("vertical_slash", "flexprefill", "block_sparse")
 DECODE_METHODS = ("snapkv", "ada_snapkv", "quest")
 HIGH = runs.HIGH
 ADAPTIVE = (0.8,)
 """Where FlexPrefill's counts adapt on text."""
-FIFTH = 0.8
-"""Sparsity of the claims about lengths: at 512 tokens a tenth is less than the forced blocks."""
-TENTH = 0.9
 
 
 def tables(config: Config) -> dict[str, pd.DataFrame]:
     """Every table of the chapter: recorded ones at scale `book`, measured ones otherwise.
 
-    With a model of the reader's own nothing recorded applies. The skills are measured at scale `full` alone
-    (they need trained models); where no record of them is there, the table is left out.
+    With a model of the reader's own nothing recorded about text applies. The skills need fifteen trained
+    models: their table is the recorded one at every scale but `full`.
     """
+    from sparsebook.recorded import load
+
     found = {"costs": runs.run_costs(config), "index_costs": runs.run_index_costs(config)}
     if config.scale == "book" and config.model is None:
-        return found | _recorded()
+        return found | {name: load("sparse_frontier", name).table for name in RECORDED}
     found["knobs"] = runs.run_knobs(config)
     for name, experiment in TEXT_EXPERIMENTS.items():
         found[name] = experiment(config, found["knobs"])
-    return found | ({"skills": run_skills(config)} if config.scale == "full" else {})
+    if config.fresh:
+        found[FRESH] = runs.run_fresh(config, found["knobs"])
+    found[SKILLS] = run_skills(config) if config.scale == "full" else load("sparse_frontier", SKILLS).table
+    return found
 
 
-def _recorded() -> dict[str, pd.DataFrame]:
-    from sparsebook.recorded import load
-
-    found = {name: load("sparse_frontier", name).table for name in RECORDED if name != "skills"}
-    try:
-        return found | {"skills": load("sparse_frontier", "skills").table}
-    except FileNotFoundError:
-        return found
-
-
-def record(
-    config: Config, only: Sequence[str] = tuple(name for name in RECORDED if name != "skills")
-) -> None:
+def record(config: Config, only: Sequence[str] = RECORDED) -> None:
     """Run what is asked for at scale `full` and keep the tables with the book (resumable, stage by stage).
 
     All experiments on text go through one text before the next is read, which is read once.
     """
     from sparsebook.recorded import save
 
-    knobs = runs.run_knobs(config) if set(only) - {"skills"} else None
+    knobs = runs.run_knobs(config) if set(only) - {SKILLS} else None
     for text in config.texts:
         for name in set(only) & set(TEXT_EXPERIMENTS):
             TEXT_EXPERIMENTS[name](replace(config, texts=(text,)), knobs)
     for name in only:
-        if name == "skills":
+        if name == SKILLS:
             table, seeds = run_skills(config), config.runs
         elif name == "knobs":
             table, seeds = knobs, config.calibration
+        elif name == FRESH:
+            table, seeds = runs.run_fresh(config, knobs), config.fresh
         else:
             table, seeds = TEXT_EXPERIMENTS[name](config, knobs), config.texts
         save(
             "sparse_frontier", name, table, parameters=config.record(), seeds=seeds,
-            fingerprint_function=FINGERPRINT, rtol=1e-3,
+            fingerprint_function=FINGERPRINTS.get(name, FINGERPRINT), rtol=1e-3,
         )  # fmt: skip
+
+
+def deciding(found: dict[str, pd.DataFrame], name: str) -> pd.DataFrame:
+    """A table of texts, that of the fresh ones where there are any: the first gave no verdict."""
+    if FRESH not in found:
+        return found[name]
+    fresh = found[FRESH]
+    return fresh[fresh.experiment == name]
+
+
+def losses(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Loss added by every method at the longest inputs, on the texts that decide."""
+    first, fresh = found["likelihood"], deciding(found, "likelihood")
+    parts = []
+    for phase, table in (("prefill", first), ("decode", fresh)):
+        own = table[table.n_tokens == table.n_tokens.max()]
+        dense = own[own.method == "dense"].set_index("seed")["value"]
+        own = own[own.phase == phase]
+        parts.append(own.assign(value=own.value - own.seed.map(dense), metric="loss added"))
+    return pd.concat(parts, ignore_index=True)
 
 
 # Samples -------------------------------------------------------------------------------------------------
 
 
-def claim_samples(
-    found: dict[str, pd.DataFrame], config: Config, *, sabotaged: bool = False
-) -> dict[str, Samples]:
+def claim_samples(found: dict[str, pd.DataFrame], *, sabotaged: bool = False) -> dict[str, Samples]:
     """Samples of every claim that this run could test.
 
     With `sabotaged`, the method that a claim favours is replaced by random masks of its density.
     """
     samples = cost_samples(found["costs"])
-    if "likelihood" in found:
-        samples |= likelihood_samples(found["likelihood"], sabotaged)
-        samples |= recall_samples(found["recall"], sabotaged)
-        samples |= ablation_samples(found["ablation"], sabotaged)
-    return samples | (skill_samples(found["skills"], config, sabotaged) if "skills" in found else {})
+    samples |= likelihood_samples(found["likelihood"], sabotaged)
+    samples |= decode_samples(deciding(found, "likelihood"), sabotaged)
+    samples |= recall_samples(deciding(found, "recall"), sabotaged)
+    samples |= ablation_samples(found["ablation"], sabotaged)
+    samples |= pool_samples(deciding(found, "ablation"), sabotaged)
+    return samples | skill_samples(found[SKILLS], sabotaged)
 
 
 def cost_samples(costs: pd.DataFrame) -> dict[str, Samples]:
@@ -162,23 +185,38 @@ def per_text(
 
 def likelihood_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
     """Losses of rivals minus those of the favoured, paired by text; positive speaks for the claim."""
-    longest = int(table.n_tokens.max())
-
-    def less(favoured: str, rival: str, phase: str, sparsities: Sequence[float], n: int) -> Samples:
-        own = per_text(table, "loss", "random" if sabotaged else favoured, phase, n, sparsities)
-        return Samples(per_text(table, "loss", rival, phase, n, sparsities) - own, unit="nats")
-
-    adaptive = full_length(table, ADAPTIVE)
+    longest, adaptive = int(table.n_tokens.max()), full_length(table, ADAPTIVE)
+    less = partial(_less, table, sabotaged, "prefill")
     return {
-        "C3d": less("quest", "ada_snapkv", "decode", HIGH, longest),
-        "C3e": less("ada_snapkv", "snapkv", "decode", HIGH, longest),
-        "C4c": less("vertical_slash", "flexprefill", "prefill", ADAPTIVE, adaptive),
+        "C4c": less("vertical_slash", "flexprefill", ADAPTIVE, adaptive),
         "C6c": Samples(loss_by_length(table, sabotaged), unit="nats"),
-        "H2": less("vertical_slash", "block_sparse", "prefill", HIGH, longest),
-        "H3": less("vertical_slash", "streaming", "prefill", HIGH, longest),
-        "H4": less("quest", "streaming", "decode", HIGH, longest),
-        "H5": less("snapkv", "tova", "decode", HIGH, longest),
+        "H2": less("vertical_slash", "block_sparse", HIGH, longest),
+        "H3": less("vertical_slash", "streaming", HIGH, longest),
     }
+
+
+def decode_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
+    """The same in decoding."""
+    longest, less = int(table.n_tokens.max()), partial(_less, table, sabotaged, "decode")
+    return {
+        "C3d": less("quest", "ada_snapkv", HIGH, longest),
+        "C3e": less("ada_snapkv", "snapkv", HIGH, longest),
+        "H4": less("quest", "streaming", HIGH, longest),
+        "H5": less("snapkv", "tova", HIGH, longest),
+    }
+
+
+def _less(
+    table: pd.DataFrame,
+    sabotaged: bool,
+    phase: str,
+    favoured: str,
+    rival: str,
+    sparsities: Sequence[float],
+    n_tokens: int,
+) -> Samples:
+    own = per_text(table, "loss", "random" if sabotaged else favoured, phase, n_tokens, sparsities)
+    return Samples(per_text(table, "loss", rival, phase, n_tokens, sparsities) - own, unit="nats")
 
 
 def full_length(table: pd.DataFrame, sparsities: Sequence[float]) -> int:
@@ -189,60 +227,66 @@ def full_length(table: pd.DataFrame, sparsities: Sequence[float]) -> int:
 
 
 def six(sabotaged: bool = False) -> list[tuple[str, str]]:
-    """(phase, method) of the six methods, or as many random masks."""
-    honest = [("prefill", m) for m in PREFILL_METHODS] + [("decode", m) for m in DECODE_METHODS]
-    return [("prefill", "random"), ("decode", "random")] if sabotaged else honest
+    """(phase, method) of the six methods, or random masks of both phases."""
+    return [("prefill", "random"), ("decode", "random")] if sabotaged else list(SIX)
 
 
 def loss_by_length(table: pd.DataFrame, sabotaged: bool = False) -> np.ndarray:
     """Loss added at a fifth of the budget, mean over the six methods: [texts, lengths]."""
     dense = table[table.method == "dense"].pivot_table(index="seed", columns="n_tokens", values="value")
-    by_length = {
-        n: np.mean([per_text(table, "loss", m, p, n, [FIFTH]) for p, m in six(sabotaged)], axis=0) - dense[n]
-        for n in map(int, dense.columns)
-    }
+    by_length = {n: mean_of_six(table, "loss", n, sabotaged) - dense[n] for n in map(int, dense.columns)}
     return pd.DataFrame(by_length).to_numpy()
+
+
+def mean_of_six(table: pd.DataFrame, metric: str, n_tokens: int, sabotaged: bool = False) -> pd.Series:
+    """Mean over the six methods at a fifth of the budget."""
+    each = [per_text(table, metric, m, p, n_tokens, [FIFTH]) for p, m in six(sabotaged)]
+    return pd.concat(each, axis=1).mean(axis=1)
 
 
 def recall_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
     """Attention mass on text, paired by text."""
     lengths = sorted(map(int, table.n_tokens.unique()))
-    missing = {
-        n: 1 - np.mean([per_text(table, "recall", m, p, n, [FIFTH]) for p, m in six(sabotaged)], axis=0)
-        for n in lengths
-    }
+    missing = pd.DataFrame({n: 1 - mean_of_six(table, "recall", n, sabotaged) for n in lengths})
     favoured = "random" if sabotaged else "vertical_slash"
     lines, blocks = (
         per_text(table, "recall", m, "prefill", lengths[-1], HIGH) for m in (favoured, "block_sparse")
     )
     return {
-        "C6b": Samples(pd.DataFrame(missing).to_numpy(), unit="fraction"),
+        "C6b": Samples(missing.to_numpy(), unit="fraction"),
         "H1": Samples(lines - blocks, unit="fraction"),
     }
 
 
 def ablation_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
     """Mass held by the paper's setting minus by another, paired by text."""
-    wide = table[table.metric == "recall"].pivot_table(
-        index="seed", columns=["method", "level"], values="value"
-    )
-
-    def gain(knob: str, chosen: float | int, others: Sequence[float | int]) -> Samples:
-        own = wide[f"random_{knob}", 0.0] if sabotaged else wide[knob, chosen]
-        return Samples(own - wide[[(knob, level) for level in others]].max(axis=1), unit="fraction")
-
+    gain = partial(_setting_gain, table, sabotaged)
     return {
         "C10a": gain("block", 16, [64]),
         "C10b": gain("page", 16, [64]),
         "C10c": gain("window", 1, [0.5, 2]),
-        "C10d": gain("pool", 21, [7]),
         "C10f": gain("floor", 1, [0.25]),
     }
 
 
+def pool_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samples]:
+    """The same for SnapKV's pool."""
+    return {"C10d": _setting_gain(table, sabotaged, "pool", 21, [7])}
+
+
+def _setting_gain(
+    table: pd.DataFrame, sabotaged: bool, knob: str, chosen: float | int, others: Sequence[float | int]
+) -> Samples:
+    wide = table[table.metric == "recall"].pivot_table(
+        index="seed", columns=["method", "level"], values="value"
+    )
+    own = wide[f"random_{knob}", 0.0] if sabotaged else wide[knob, chosen]
+    return Samples(own - wide[[(knob, level) for level in others]].max(axis=1), unit="fraction")
+
+
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; the others are untested for the reason that they declare."""
-    samples = claim_samples(found, config)
+    samples = claim_samples(found)
     for claim in ledger.declaration.claims:
         if claim.id in samples:
             ledger.check(claim.id, samples[claim.id])
@@ -251,9 +295,12 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:
-    """The samples when the method that a claim favours attends as many keys as before, drawn at random."""
+    """The samples when the method that a claim favours attends as many keys as before, drawn at random.
+
+    Those of the skills are the recorded ones of random masks, which went through the same models.
+    """
     config = replace(config, texts=tuple(range(3, 11)))  # as many as a verdict needs
-    samples = claim_samples(tables(config), config, sabotaged=True)
+    samples = claim_samples(tables(config), sabotaged=True)
     return {
         name: value for name, value in samples.items() if name not in cost_samples(runs.run_costs(config))
     }
@@ -350,21 +397,16 @@ def reads_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
-def loss_table(found: dict[str, pd.DataFrame], n_tokens: int | None = None) -> pd.DataFrame:
+def loss_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Loss added by each method, mean over the texts, in nats."""
-    table = found["likelihood"]
-    n_tokens = int(table.n_tokens.max()) if n_tokens is None else n_tokens
-    own = table[table.n_tokens == n_tokens]
-    dense = own[own.method == "dense"].set_index("seed")["value"]
-    own = own[own.method != "dense"].assign(added=lambda rows: rows.value - rows.seed.map(dense))
-    wide = own.pivot_table(index=["phase", "method"], columns="sparsity", values="added")
+    wide = losses(found).pivot_table(index=["phase", "method"], columns="sparsity", values="value")
     wide.index = [f"{LABELS[method]}, {phase}" for phase, method in wide.index]
     return wide.round(3).astype(object).where(wide.notna(), "not measured")
 
 
 def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     """The numbers of the chapter's prose, written out; so that no number is typed into its text."""
-    samples = {name: value.values for name, value in claim_samples(found, config).items()}
+    samples = {name: value.values for name, value in claim_samples(found).items()}
     prefill = found["costs"][found["costs"].phase == "prefill"]
     mean = prefill.pivot_table(index="n_tokens", columns="metric", values="value")
     text = {
@@ -377,11 +419,9 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         "share_off_printed": f"{samples['C8a'][0]:.1f}",
         "share_off_grouped": f"{samples['C8b'][0]:.1f}",
         "n_texts": str(found["recall"].seed.nunique()),
-        "n_likelihood_texts": str(found["likelihood"].seed.nunique()),
+        **_text_counts(found),
         "longest_recall": f"{found['recall'].n_tokens.max():,}",
         "shortest_recall": f"{found['recall'].n_tokens.min():,}",
-        "longest_loss": f"{found['likelihood'].n_tokens.max():,}",
-        "grid_length": f"{full_length(found['likelihood'], ADAPTIVE):,}",
         "judged": str(config.judged),
     }
     index = found["index_costs"].pivot_table(index="n_tokens", columns="metric", values="value")
@@ -389,7 +429,17 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         f"{100 * v:.1f} %" for v in (index.vertical_slash.max(), index.vertical_slash.min())
     )
     text["index_pages"] = f"{100 * index.quest.mean():.1f} %"
-    return text | _text_answers(found, samples)
+    return text | _text_answers(found, samples) | skill_answers(found[SKILLS], samples)
+
+
+def _text_counts(found: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """How many articles each measure was asked of, and how long they were."""
+    first, fresh = found["likelihood"], deciding(found, "likelihood")
+    return {
+        "n_prefill_texts": str(first.seed.nunique()),
+        "n_decode_texts": str(fresh.seed.nunique()),
+        "longest_loss": f"{first.n_tokens.max():,}",
+    }
 
 
 def _text_answers(found: dict[str, pd.DataFrame], samples: dict[str, np.ndarray]) -> dict[str, str]:
@@ -407,10 +457,72 @@ def _text_answers(found: dict[str, pd.DataFrame], samples: dict[str, np.ndarray]
         for method in methods:
             held = per_text(recall, "recall", method, phase, n, [TENTH]).mean()
             text[f"held_{phase}_{method}"] = f"{100 * held:.0f} %"
-    loss, n = found["likelihood"], int(found["likelihood"].n_tokens.max())
-    dense = loss[(loss.method == "dense") & (loss.n_tokens == n)].set_index("seed")["value"]
-    text["dense_loss"] = f"{dense.mean():.2f}"
+    likelihood = found["likelihood"]
+    longest = likelihood[likelihood.n_tokens == likelihood.n_tokens.max()]
+    text["dense_loss"] = f"{longest[longest.method == 'dense']['value'].mean():.2f}"
+    added = losses(found)
+    mean = added[added.sparsity == TENTH].groupby(["phase", "method"])["value"].mean()
     for phase, method in (*six(), ("prefill", "streaming"), ("decode", "tova"), ("decode", "streaming")):
-        added = per_text(loss, "loss", method, phase, n, [TENTH]) - dense
-        text[f"loss_{phase}_{method}"] = f"{added.mean():+.3f}"
+        text[f"loss_{phase}_{method}"] = f"{mean[phase, method]:+.3f}"
     return text
+
+
+def skill_answers(table: pd.DataFrame, samples: dict[str, np.ndarray]) -> dict[str, str]:
+    """Numbers of the section on skills."""
+    scores = Scores(table)
+    names = [name for name in SKILL_CLAIMS if name in samples]
+    text = {name: f"{samples[name].mean():+.3f}" for name in names}
+    text |= {name: f"{samples[name].mean():.2f}" for name in ("C1a", "C1b")}
+    text["C6a"] = " → ".join(f"{value:.2f}" for value in samples["C6a"].mean(axis=0))
+    dense = scores.table[(scores.table.metric == "score") & (scores.table.method == "dense")]
+    mean = dense.groupby(["task", "width"])["value"].mean()
+    for task in TASKS:
+        text[f"dense_{task}"] = ", ".join(f"{mean[task, width]:.2f}" for width in scores.widths)
+        lost = scores.relative(task, FIFTH, scores.complete([task], FIFTH)).to_numpy().mean()
+        text[f"lost_{task}"] = f"{100 * lost:.0f} %"
+        for phase, method in SIX:
+            own = scores.score[(scores.score.width == scores.widest) & (scores.score.task == task)]
+            own = own[(own.phase == phase) & (own.method == method) & (own.sparsity == FIFTH)]
+            text[f"{task}_{method}"] = f"{own.groupby('seed')['value'].mean().mean():.2f}"
+    text["skill_widths"] = ", ".join(map(str, scores.widths))
+    text["skill_runs"] = str(table.seed.nunique())
+    text["skill_lengths"] = ", ".join(map(str, sorted(table.n_tokens.unique())))
+    for width in scores.widths:
+        text[f"learned_{width}"] = str(len(scores.runs(list(TASKS), [width])))
+    return text
+
+
+SKILL_CLAIMS = (
+    "C1c", "C2a", "C2b", "C2c", "C3a", "C3b", "C3c", "C4a", "C4b", "C5a", "C5b", "C9a", "C9b", "C10e",
+)  # fmt: skip
+
+
+def skill_table(found: dict[str, pd.DataFrame], sparsity: float = FIFTH) -> pd.DataFrame:
+    """Score of every method on every skill, largest model, mean over the training runs and lengths."""
+    scores = Scores(found[SKILLS])
+    own = scores.score[(scores.score.width == scores.widest) & (scores.score.method != "ada_snapkv_no_floor")]
+    own = own[own.sparsity.isin([0.0, sparsity])]
+    runs_first = own.groupby(["phase", "method", "task", "seed"])["value"].mean()
+    wide = runs_first.groupby(["phase", "method", "task"]).mean().unstack()[list(TASKS)]
+    order = [("dense", "dense"), *SIX[:3], ("prefill", "streaming"), ("prefill", "random")]
+    order += [*SIX[3:], ("decode", "tova"), ("decode", "streaming"), ("decode", "random")]
+    wide = wide.reindex([pair for pair in order if pair in wide.index])
+    wide.index = ["dense" if p == "dense" else f"{LABELS[m]}, {p}" for p, m in wide.index]
+    return wide.round(2)
+
+
+def skill_agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Whether a model's score on fresh questions lies where the recorded runs predict one more."""
+    from sparsebook.recorded import inside_prediction
+
+    recorded = found[SKILLS][found[SKILLS].metric == "score"]
+    cells = live[(live.metric == "score") & (live.phase != "dense")]
+    out: dict[str, dict[str, str]] = {}
+    keys = ["phase", "method", "task", "n_tokens", "width", "sparsity"]
+    for row in cells.itertuples():
+        same = np.logical_and.reduce([recorded[key] == getattr(row, key) for key in keys])
+        values = recorded[same]["value"].to_numpy()
+        inside = inside_prediction(float(row.value), values, 1 - 0.01 / len(cells))
+        name = f"{LABELS[row.method]}, {row.phase}"
+        out[name] = {"score": "inside the prediction" if inside else "OUTSIDE the prediction"}
+    return pd.DataFrame(out).T
