@@ -39,9 +39,10 @@ from sparsebook.attention.sparse_frontier import (
 )
 from sparsebook.claims import Samples
 from sparsebook.data.sequence_tasks import TASKS, TaskBatch
-from sparsebook.experiments.skills import ACCEPTED
+from sparsebook.experiments.skills import ACCEPTED, SkillReader
 from sparsebook.experiments.sparse_frontier.runs import Rows, Stages, run, tidy
 from sparsebook.experiments.sparse_frontier.scales import SKILL_WINDOWS, Config
+from sparsebook.models.small_transformer import SmallTransformer, rotate
 from sparsebook.plotting import pareto_front
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -98,7 +99,8 @@ class SkillCell:
     def __init__(
         self, config: Config, model: Any, width: int, seed: int, task: str, n_tokens: int, draw: int = 1
     ) -> None:
-        self.config, self.model, self.seed = config, model, seed
+        self.config, self.seed = config, seed
+        self.model: SmallTransformer = model.of(task) if isinstance(model, SkillReader) else model
         self.n_tokens = n_tokens
         self.knobs = {"task": task, "n_tokens": n_tokens, "width": width}
         self.task = task
@@ -108,7 +110,7 @@ class SkillCell:
         self.apart = TASKS[task](4, n_tokens, _generator(n_tokens, 2))
         self.split = self.batch.answer_start - 1
         self.largest = width == max(config.widths)
-        self.prompts: list[Tensor] = []  # what dense attention gives the prompt, layer by layer
+        self.read: list[tuple[Tensor, ...]] = []  # q, k, v and outputs of the dense pass, layer by layer
 
     def rows(self) -> Rows:
         """Dense, every method at every sparsity, random masks."""
@@ -133,11 +135,11 @@ class SkillCell:
 
     def dense(self) -> Rows:
         """Everything read densely; what the prompt gets is kept for decoding, which leaves it as it is."""
-        self.prompts.clear()
+        self.read.clear()
 
         def look(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
             out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-            self.prompts.append(out[:, :, : self.split])
+            self.read.append(tuple(x[:, :, : self.split].contiguous() for x in (q, k, v, out)))
             return out
 
         return self._measure("dense", "dense", 0.0, look, 1.0)
@@ -164,11 +166,18 @@ class SkillCell:
 
     def decode(self, name: str, sparsity: float, keep: Callable[..., Tensor]) -> Rows:
         """The prompt densely, the answer over what is kept of it; its last token is read sparsely as well."""
-        if not self.prompts:
+        if not self.read:
             self.dense()
         shares: list[float] = []
-        attend = partial(_sparse_answer, self.prompts, keep, sparsity, shares)
-        return self._measure(name, "decode", sparsity, attend, shares)
+        attend = partial(_sparse_answer, self.read, self._moved(), keep, sparsity, shares)
+        return self._measure(name, "decode", sparsity, attend, shares, start=self.split - 1)
+
+    def _moved(self) -> tuple[Tensor, Tensor]:
+        """The rotation that takes the first place to that of the prompt's last token but one."""
+        half = self.read[0][0].shape[3] // 2
+        steps = torch.arange(half, dtype=torch.float64) / half
+        angles = (self.split - 1) * self.model.rotary_base**-steps
+        return angles.cos().float(), angles.sin().float()
 
     def _measure(
         self,
@@ -178,9 +187,11 @@ class SkillCell:
         attend: Attend,
         density: list[float] | float,
         knob: dict[str, Any] | None = None,
+        start: int = 0,
     ) -> Rows:
+        """Rows of one pass; `attend` may know what comes before `start`, which is then not computed again."""
         with torch.no_grad():
-            logits = self.model(self.batch.tokens[:, :-1], attention=attend)[:, self.split :]
+            logits = self.model(self.batch.tokens[:, start:-1], attention=attend)[:, self.split - start :]
         right = score_given(self.task, logits, self.batch)
         share = float(np.mean(density))
         half = len(right) // 2
@@ -287,7 +298,8 @@ def sparse_prompt(
 
 
 def _sparse_answer(
-    prompts: list[Tensor],
+    read: list[tuple[Tensor, ...]],
+    moved: tuple[Tensor, Tensor],
     keep: Callable[..., Tensor],
     sparsity: float,
     shares: list[float],
@@ -296,12 +308,19 @@ def _sparse_answer(
     v: Tensor,
     layer: int,
 ) -> Tensor:
-    split = prompts[layer].shape[2]
-    new = q[:, :, split:]
+    """Attention of a prompt's last token but one, which stays dense, and of all behind it, over what is kept.
+
+    Their places are counted from the first of them, so they are `moved`; the prompt is `read` already.
+    """
+    before_q, before_k, before_v, before_out = read[layer]
+    split = before_q.shape[2]
+    new, own = (rotate(x, moved)[:, :, 1:] for x in (q, k))
+    keys, values = torch.cat([before_k, own], 2), torch.cat([before_v, v[:, :, 1:]], 2)
     # What is kept is chosen with the whole prompt, its last token included.
-    kept = keep(q[:, :, : split + 1], k[:, :, : split + 1], new, sparsity=sparsity)[..., :split]
+    whole = torch.cat([before_q, new[:, :, :1]], 2)
+    kept = keep(whole, keys[:, :, : split + 1].contiguous(), new, sparsity=sparsity)[..., :split]
     shares.append(float(kept.float().mean()))
-    return torch.cat([prompts[layer], attend_decode(new, k, v, kept)[0]], 2)
+    return torch.cat([before_out[:, :, -1:], attend_decode(new, keys, values, kept)[0]], 2)
 
 
 def _pattern(method: Any, knob: dict[str, Any], q: Tensor, k: Tensor) -> Any:
