@@ -87,8 +87,8 @@ def layerwise_density(
     budget = density * sum(sizes.values()) - sum(value * sizes[name] for name, value in given.items())
     if not 0 < budget <= sum(sizes[name] for name in free):
         raise ValueError(
-            f"density={density}: the prescribed layers {given} leave {budget:.0f} weights to the others, which "
-            f"have {sum(sizes[name] for name in free)}"
+            f"density={density}: the prescribed layers {given} leave {budget:.0f} weights to the others, "
+            f"which have {sum(sizes[name] for name in free)}"
         )
     solved = _scaled({name: raw[name] for name in free}, sizes, budget) | given
     return {name: solved[name] for name in names}
