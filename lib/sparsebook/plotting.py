@@ -55,6 +55,26 @@ METHOD_COLORS: dict[str, str] = {
     "ada_snapkv": BLUE,
     "quest": GOLD,
     "tova": GREY,
+    # features
+    "gba": BLUE,
+    "ba": SKY,
+    "l1": VERMILLION,
+    "jumprelu": PURPLE,
+    "gba_wrong": GREY,
+    "gba_high": GOLD,
+    "gba_shift": GREEN,
+    "gba_20": GOLD,
+    "gba_3": GREY,
+    "gba_low": BLACK,
+    "mp": BLUE,
+    "relu": VERMILLION,
+    "topk": ORANGE,
+    "batch_topk": GREEN,
+    "matryoshka": PURPLE,
+    "matryoshka,_sorted_whole": SKY,
+    "mutual_choice": GREEN,
+    "feature_choice": BLUE,
+    "feature_choice_uniform": SKY,
 }
 """The colour of every method that appears in more than one figure; the rest get theirs from `color`."""
 

@@ -22,8 +22,8 @@ from torch.nn.functional import normalize
 from sparsebook.data.activations import stream
 from sparsebook.features.codes import Codes, DenseCodes, TopCodes
 from sparsebook.features.metrics import atom_norms
-from sparsebook.features.sae import Mode, SAEOutput, SparseAutoencoder
-from sparsebook.features.trainer import Step, TrainingOptions, TrainingRule
+from sparsebook.features.sae import BatchTopKSAE, Mode, SAEOutput, SparseAutoencoder
+from sparsebook.features.trainer import Step, TrainingOptions, TrainingRule, with_linear_encoder
 from sparsebook.kernels.pursuit import PursuitCodes, matching_pursuit
 
 
@@ -235,6 +235,125 @@ def toy_options(n_steps: int = 15_000, **changes: Any) -> TrainingOptions:
         "clip_norm": 1.0, "unit_norm": False, "remove_parallel": False, "log_every": max(1, n_steps // 25),
     }  # fmt: skip
     return TrainingOptions(n_steps=n_steps, **(published | changes))
+
+
+# Baselines of the benchmark ------------------------------------------------------------------------------
+
+
+class HitL0(TrainingRule):
+    """Moves the weight of a penalty until batches have the wanted number of active latents.
+
+    The weight rises linearly over `warmup` steps to `start` and is from then on multiplied by ``1 + rate``
+    after a batch with too many active latents, by ``1 - rate`` after one with too few; each seed's own.
+
+    Parameters
+    ----------
+    target : active latents a token
+    start, warmup, rate : as published (a warmup of a fifth of the steps)
+
+    Raises
+    ------
+    ValueError : numbers out of range; in training, an autoencoder without the weight ``sparsity``
+    """
+
+    def __init__(
+        self, target: float | int, *, start: float | int = 0.1, warmup: int = 3000, rate: float = 3e-4
+    ) -> None:
+        if not target > 0 or not start > 0 or warmup < 0 or not 0 < rate < 1:
+            raise ValueError(
+                f"target={target}, start={start}, warmup={warmup}, rate={rate}: expected above 0, above 0, "
+                "at least 0, and between 0 and 1"
+            )
+        self.target, self.start, self.warmup, self.rate = target, start, warmup, rate
+        self.weight = torch.empty(0)
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        sae = step.trainer.sae
+        if not isinstance(getattr(sae, "sparsity", None), Tensor):
+            raise ValueError(f"sae is a {type(sae).__name__}: HitL0 expected one with a weight, 'sparsity'")
+        if not self.weight.numel():
+            self.weight = torch.full_like(sae.sparsity, self.start)
+        done = step.number + 1
+        if done > self.warmup:
+            few = step.output.codes.active_per_token().double().mean(-1) < self.target
+            self.weight *= torch.where(few, 1 - self.rate, 1 + self.rate).to(self.weight)
+        sae.sparsity.copy_(self.weight * min(1.0, done / max(1, self.warmup)))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.weight = state["weight"].clone()
+
+
+class SortLatents(TrainingRule):
+    """Sorts the latents after every step by a running mean of what they contribute, the largest first.
+
+    Parameters
+    ----------
+    whole : the running mean and Adam's moments are sorted along with the weights. The published program
+        means to, but sorts the weights alone: a latent that has moved meets another one's history
+    decay : of the running mean
+    """
+
+    def __init__(self, whole: bool = True, decay: float = 0.95) -> None:
+        self.whole, self.decay = whole, decay
+        self.mean = torch.empty(0)
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        sae = with_linear_encoder(step.trainer.sae, "SortLatents")
+        contributed = step.output.codes.dense().square().mean(-2) * sae.decoder.square().sum(-1)
+        if not self.mean.numel():
+            self.mean = torch.zeros_like(contributed)
+        self.mean.mul_(self.decay).add_(contributed, alpha=1 - self.decay)
+        order = self.mean.sort(dim=-1, descending=True, stable=True).indices
+        if self.whole:
+            self.mean = self.mean.gather(-1, order)
+        for parameter in (sae.decoder, sae.encoder, sae.encoder_bias):
+            moments = step.trainer.optimiser.state[parameter] if self.whole else {}
+            for table in (parameter, *(moments[name] for name in ("exp_avg", "exp_avg_sq") if moments)):
+                places = order if table.ndim == order.ndim else order[..., None].expand_as(table)
+                table.copy_(table.gather(order.ndim - 1, places))
+
+    def state(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.mean = state["mean"].clone()
+
+
+class ToyBatchTopKSAE(BatchTopKSAE):
+    """BatchTopK with the benchmark's loss, the plain squared error."""
+
+    def loss_terms(
+        self,
+        x: Float[Tensor, "*batch tokens width"],
+        output: SAEOutput,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Float[Tensor, "*seeds"]]:
+        return SparseAutoencoder.loss_terms(self, x, output, generator)
+
+
+class LowerK(TrainingRule):
+    """Changes a budget of latents once: the benchmark's BatchTopK has 3 for 1,000 steps, then 1.36.
+
+    Parameters
+    ----------
+    k : the budget from then on
+    after : steps before
+    """
+
+    def __init__(self, k: float | int = 1.36, after: int = 1000) -> None:
+        self.k, self.after = k, after
+
+    def after_step(self, step: Step) -> None:
+        sae = step.trainer.sae
+        if step.number + 1 == self.after:
+            if not isinstance(sae, BatchTopKSAE):
+                raise ValueError(f"sae is a {type(sae).__name__}: LowerK expected a BatchTopKSAE")
+            sae.k = self.k
 
 
 # Measures of the benchmark -------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ leading axes that the inputs have.
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sparsebook.features.codes import Codes
@@ -222,3 +222,26 @@ def effective_rank(matrix: Float[Tensor, "*seeds rows columns"]) -> Float[Tensor
     gram = z.mT @ z if z.shape[-1] <= z.shape[-2] else z @ z.mT
     eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
     return _entropy(eigenvalues, "matrix").exp()
+
+
+def modality_score(
+    codes: Codes, first: Bool[Tensor, " tokens"], scale: float | int = 1.0
+) -> Float[Tensor, "*seeds latents"]:
+    """Share of each latent's energy that comes from the first of two modalities; NaN for one without any.
+
+    Parameters
+    ----------
+    first : which tokens are of the first modality
+    scale : weight of the other one's energy, for instance 1/5 where an image has five captions
+
+    Raises
+    ------
+    ValueError : a length other than that of the codes, all tokens of one modality, or `scale` not above 0
+    """
+    if first.shape != (codes.n_tokens,) or bool(first.all()) or not bool(first.any()):
+        raise ValueError(f"first has shape {tuple(first.shape)}: expected tokens of both modalities")
+    if not scale > 0:
+        raise ValueError(f"scale={scale}: expected above 0")
+    energy = codes.dense().double().square()
+    of_first, of_second = energy[..., first, :].sum(-2), scale * energy[..., ~first, :].sum(-2)
+    return of_first / (of_first + of_second)
