@@ -33,6 +33,7 @@ from sparsebook.experiments.sparse_frontier.runs import (
 )
 from sparsebook.experiments.sparse_frontier.scales import QWEN, Config, config
 from sparsebook.experiments.sparse_frontier.skills import run_live_skill, run_skills, skill_samples
+from sparsebook.experiments.sparse_frontier.stories import run_stories
 from sparsebook.experiments.sparse_frontier.verdicts import (
     agreement,
     answers,
@@ -86,6 +87,7 @@ __all__ = [
     "run_live_skill",
     "run_recall",
     "run_skills",
+    "run_stories",
     "sabotage_samples",
     "skill_agreement",
     "skill_samples",

@@ -336,13 +336,13 @@ def decode_functions(config: Config, windows: Windows, reading: Reading, text: i
         if not _is_measured(config, reading.n_tokens, "decode", sparsity):
             continue
         for cls in DECODE:
-            yield cls.name, sparsity, partial(_attend_kept, cls(windows), sparsity, reading)
+            yield cls.name, sparsity, partial(attend_kept, cls(windows), sparsity, reading)
         if not config.few_cells:
             generator = torch.Generator().manual_seed(1_000 * text + 13)
-            yield "random", sparsity, partial(_attend_any, generator, sparsity)
+            yield "random", sparsity, partial(attend_any, generator, sparsity)
 
 
-def _attend_kept(
+def attend_kept(
     method: Any, sparsity: float, reading: Reading, q: Tensor, k: Tensor, v: Tensor, layer: int
 ) -> Tensor:
     prompt = k.shape[2] - q.shape[2]
@@ -350,7 +350,7 @@ def _attend_kept(
     return attend_decode(q, k, v, method.keep(before, k[:, :, :prompt], q, sparsity=sparsity))[0]
 
 
-def _attend_any(
+def attend_any(
     generator: torch.Generator, sparsity: float, q: Tensor, k: Tensor, v: Tensor, layer: int
 ) -> Tensor:
     keep = random_decode_mask(q, k.shape[2] - q.shape[2], sparsity, generator)

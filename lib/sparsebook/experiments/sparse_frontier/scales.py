@@ -41,6 +41,7 @@ class Config:
     random_lengths : lengths at which random masks are measured in prefilling, at `random_sparsities`
     judged : tokens at the end of a text whose likelihood is asked for
     ablation_length, ablation_texts : of the ablations
+    stories, story_length : numbers of the stories that are asked about, tokens of their prompts
     widths, runs : sizes and training runs of the small transformers
     skill_lengths, skill_sparsities, skill_samples : of the skills
     """
@@ -65,6 +66,8 @@ class Config:
     judged: int = 64
     ablation_length: int = 1024
     ablation_texts: int = 8
+    stories: tuple[int, ...] = tuple(range(1, 17))
+    story_length: int = 1024
     widths: tuple[int, ...] = (32, 64, 128)
     runs: tuple[int, ...] = (0, 1, 2, 3, 4)
     skill_lengths: tuple[int, ...] = (128, 256, 512)

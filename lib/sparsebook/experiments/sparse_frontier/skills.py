@@ -122,8 +122,8 @@ class SkillCell:
                 # Blocks and windows are as many whatever the input says: one head tells their density.
                 knob = fit_knob(method, heads[:1] if cls in (BlockSparse, Streaming) else heads, sparsity)
                 if knob is not None:
-                    out += self.prefill(cls.name, sparsity, partial(_pattern, method, knob), knob)
-            random = partial(_random, 1 - sparsity, _generator(self.seed, 3))
+                    out += self.prefill(cls.name, sparsity, partial(pattern_of, method, knob), knob)
+            random = partial(random_pattern, 1 - sparsity, _generator(self.seed, 3))
             out += self.prefill("random", sparsity, random)
             for cls in DECODE:
                 out += self.decode(cls.name, sparsity, cls(self.windows).keep)
@@ -323,11 +323,12 @@ def _sparse_answer(
     return torch.cat([before_out[:, :, -1:], attend_decode(new, keys, values, kept)[0]], 2)
 
 
-def _pattern(method: Any, knob: dict[str, Any], q: Tensor, k: Tensor) -> Any:
+def pattern_of(method: Any, knob: dict[str, Any], q: Tensor, k: Tensor) -> Any:
+    """A method's pattern at a knob."""
     return method.pattern(q, k, **knob)
 
 
-def _random(density: float, generator: torch.Generator, q: Tensor, k: Tensor) -> Tensor:
+def random_pattern(density: float, generator: torch.Generator, q: Tensor, k: Tensor) -> Tensor:
     """One mask a head, the same for all questions: their keys lie elsewhere in each."""
     return random_prefill_mask(q[:1], density, generator)
 

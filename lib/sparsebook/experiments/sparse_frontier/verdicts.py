@@ -19,6 +19,7 @@ from sparsebook.experiments.sparse_frontier.skills import (
     run_skills,
     skill_samples,
 )
+from sparsebook.experiments.sparse_frontier.stories import run_stories, story_samples
 
 FINGERPRINT = "sparsebook.experiments.sparse_frontier.runs:fingerprint"
 FINGERPRINTS = {"skills": "sparsebook.experiments.sparse_frontier.skills:fingerprint"}
@@ -27,8 +28,7 @@ TEXT_EXPERIMENTS: dict[str, Callable[[Config, pd.DataFrame], pd.DataFrame]] = {
     "recall": runs.run_recall,
     "ablation": lambda config, knobs: runs.run_ablation(config),
 }
-FRESH = "fresh"
-SKILLS = "skills"
+FRESH, SKILLS, STORIES = "fresh", "skills", "stories"
 """What is measured on texts with the knobs of the table ``knobs``."""
 
 RECORDED = ("knobs", *TEXT_EXPERIMENTS, FRESH, SKILLS)
@@ -49,7 +49,7 @@ def tables(config: Config) -> dict[str, pd.DataFrame]:
 
     found = {"costs": runs.run_costs(config), "index_costs": runs.run_index_costs(config)}
     if config.scale == "book" and config.model is None:
-        return found | {name: load("sparse_frontier", name).table for name in RECORDED}
+        return found | {name: load("sparse_frontier", name).table for name in RECORDED} | _stories()
     found["knobs"] = runs.run_knobs(config)
     for name, experiment in TEXT_EXPERIMENTS.items():
         found[name] = experiment(config, found["knobs"])
@@ -59,6 +59,16 @@ def tables(config: Config) -> dict[str, pd.DataFrame]:
     return found
 
 
+def _stories() -> dict[str, pd.DataFrame]:
+    """The table of stories, where it was recorded."""
+    from sparsebook.recorded import load
+
+    try:
+        return {STORIES: load("sparse_frontier", STORIES).table}
+    except FileNotFoundError:
+        return {}
+
+
 def record(config: Config, only: Sequence[str] = RECORDED) -> None:
     """Run what is asked for at scale `full` and keep the tables with the book (resumable, stage by stage).
 
@@ -66,7 +76,7 @@ def record(config: Config, only: Sequence[str] = RECORDED) -> None:
     """
     from sparsebook.recorded import save
 
-    knobs = runs.run_knobs(config) if set(only) - {SKILLS} else None
+    knobs = runs.run_knobs(config) if set(only) - {SKILLS, STORIES} else None
     for text in config.texts:
         for name in set(only) & set(TEXT_EXPERIMENTS):
             TEXT_EXPERIMENTS[name](replace(config, texts=(text,)), knobs)
@@ -75,6 +85,8 @@ def record(config: Config, only: Sequence[str] = RECORDED) -> None:
             table, seeds = run_skills(config), config.runs
         elif name == "knobs":
             table, seeds = knobs, config.calibration
+        elif name == STORIES:
+            table, seeds = run_stories(config), config.stories
         elif name == FRESH:
             table, seeds = runs.run_fresh(config, knobs), config.fresh
         else:
@@ -119,7 +131,8 @@ def claim_samples(found: dict[str, pd.DataFrame], *, sabotaged: bool = False) ->
     samples |= recall_samples(deciding(found, "recall"), sabotaged)
     samples |= ablation_samples(found["ablation"], sabotaged)
     samples |= pool_samples(deciding(found, "ablation"), sabotaged)
-    return samples | skill_samples(found[SKILLS], sabotaged)
+    samples |= skill_samples(found[SKILLS], sabotaged)
+    return samples | (story_samples(found[STORIES], sabotaged) if STORIES in found else {})
 
 
 def cost_samples(costs: pd.DataFrame) -> dict[str, Samples]:
@@ -297,10 +310,10 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 def sabotage_samples(config: Config) -> dict[str, Samples]:
     """The samples when the method that a claim favours attends as many keys as before, drawn at random.
 
-    Those of the skills are the recorded ones of random masks, which went through the same models.
+    Those of skills and stories are the recorded ones of random masks, which went through the same models.
     """
     config = replace(config, texts=tuple(range(3, 11)))  # as many as a verdict needs
-    samples = claim_samples(tables(config), sabotaged=True)
+    samples = claim_samples(tables(config) | _stories(), sabotaged=True)
     return {
         name: value for name, value in samples.items() if name not in cost_samples(runs.run_costs(config))
     }
