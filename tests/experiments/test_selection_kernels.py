@@ -112,6 +112,14 @@ def test_codes_agree_where_their_picks_do() -> None:
     assert against.agreement_of_codes(mine[:1], mine[1:2])["equal picks"] == 0
 
 
+def test_how_close_two_choices_come() -> None:
+    dictionary = torch.eye(3)
+    x = torch.tensor([[4.0, 3.0, 1.0], [4.0, 2.0, 1.99]])
+    torch.testing.assert_close(against.closest_choice(x, dictionary, 1), torch.tensor([0.25, 0.5]).double())
+    closest = against.closest_choice(x, dictionary, 2)
+    torch.testing.assert_close(closest, torch.tensor([0.25, 0.005]).double(), rtol=1e-5, atol=0)
+
+
 def test_the_dense_autoencoder_is_the_sparse_one() -> None:
     """Two trainings of one step, from one start: the same dictionary comes out."""
     from sparsebook.features.sae import TopKSAE

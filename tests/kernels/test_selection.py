@@ -305,6 +305,8 @@ X = torch.zeros(4, 6)
         (lambda: column_topm(X[:0], 1), "the number of rows, 0, got 1"),
         (lambda: global_topm(X, 25), "m must lie between 0 and the number of elements, 24, got 25"),
         (lambda: global_topm(X, -2), "m must lie between 0"),
+        (lambda: global_topm(X[:0], 1), "the number of elements, 0, got 1"),
+        (lambda: row_topk(X[:, :0], 1), "the number of columns, 0, got 1"),
         (lambda: global_topm(X[:, 0], 1), "x must be a matrix"),
     ],
 )

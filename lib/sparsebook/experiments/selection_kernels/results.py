@@ -159,10 +159,14 @@ def _wide(table: pd.DataFrame) -> pd.DataFrame:
 
 def _rounded(wide: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds and ratios with three digits."""
-    out = pd.DataFrame(
+    return pd.DataFrame(
         {"milliseconds": wide["seconds"] * 1e3, "times ours": wide["over ours"]}, index=wide.index
-    )
-    return out.map("{:.3g}".format if len(out) else str)
+    ).map(_digits)
+
+
+def _digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.3g}"
 
 
 def _percent(share: float) -> str:
@@ -185,9 +189,9 @@ def limits_table(found: Tables, config: Config) -> pd.DataFrame:
     for task, (operations, moved) in work.items():
         parts, ours = (moved / byte_rate, operations / flop_rate), ratio(times, task, "ours", "seconds")
         lines[names.get(task, task)] = {
-            "megabytes": f"{moved / 1e6:,.0f}", "10⁹ operations": f"{operations / 1e9:.3g}",
-            "ms for the bytes": f"{parts[0] * 1e3:.3g}", "ms for the operations": f"{parts[1] * 1e3:.3g}",
-            "measured, ms": f"{ours * 1e3:.3g}", "measured over both": f"{ours / sum(parts):.1f}",
+            "megabytes": f"{moved / 1e6:,.0f}", "10⁹ operations": _digits(operations / 1e9),
+            "ms for the bytes": _digits(parts[0] * 1e3), "ms for the operations": _digits(parts[1] * 1e3),
+            "measured, ms": _digits(ours * 1e3), "measured over both": f"{ours / sum(parts):.1f}",
         }  # fmt: skip
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("operation")
 
@@ -280,11 +284,17 @@ def _peer_answers(found: Tables, config: Config) -> dict[str, str]:
     pursuit, training = found["pursuit"], found["training"]
     operations, read = pursuit_work(config)
     step, _ = training_work(config)
+    read_rate = 4 * config.rows * config.columns / ratio(found["speed"], "matrix", "limit", "seconds")
+    copy_rate = ratio(pursuit, "matching", "machine", "copy rate")
     every = ratio(pursuit, "orthogonal", "all vectors", "seconds") / config.pursuit_rows
-    alone = ratio(pursuit, "orthogonal", "scikit-learn", "seconds") / config.few
+    few = ratio(pursuit, "orthogonal", "scikit-learn", "vectors")
+    alone = ratio(pursuit, "orthogonal", "scikit-learn", "seconds") / few
+    gap = ratio(pursuit, "matching", "overcomplete", "gap of the rest")
+    equal = ratio(pursuit, "matching", "overcomplete", "equal picks")
+    rest = "" if gap != gap else f" (in the rest two correlations come within {gap:.0e} of their size)"
     return {
         "pursuit_peer": _times(ratio(pursuit, "matching", "overcomplete")),
-        "pursuit_equal": _share(ratio(pursuit, "matching", "overcomplete", "equal picks")),
+        "pursuit_equal": f"{_share(equal)} of the vectors{rest}",
         "pursuit_error": _number(ratio(pursuit, "matching", "overcomplete", "largest difference"), "{:.0e}"),
         "pursuit_over_limit": _times(1 / ratio(pursuit, "matching", "limit")),
         "pursuit_flop": f"{operations / 1e9:.0f}",
@@ -292,9 +302,10 @@ def _peer_answers(found: Tables, config: Config) -> dict[str, str]:
         "pursuit_shape": f"{config.pursuit_rows:,} vectors of {config.pursuit_dim}",
         "pursuit_atoms": f"{config.pursuit_atoms:,}",
         "pursuit_steps": f"{config.pursuit_steps}",
+        "copy_over_read": _times(copy_rate / read_rate),
         "orthogonal_peer": _times(ratio(pursuit, "orthogonal", "scikit-learn")),
         "orthogonal_equal": _share(ratio(pursuit, "orthogonal", "scikit-learn", "equal picks")),
-        "orthogonal_few": f"{config.few}",
+        "orthogonal_few": _number(few, "{:.0f}"),
         "orthogonal_all": _number(every * 1e3, "{:.2g} ms"),
         "orthogonal_alone": _number(alone * 1e3, "{:.2g} ms"),
         "step_peer": _times(fastest_sae_lens(training)),

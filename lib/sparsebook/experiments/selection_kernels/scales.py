@@ -33,7 +33,7 @@ class Config:
     k: int = 32
     width: int = 640
     processes: int = 5
-    repeats: int = 11
+    repeats: int = 7
     slow_repeats: int = 2
     sweep_rows: int = 1024
     sweep: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
@@ -43,7 +43,7 @@ class Config:
     pursuit_dim: int = 384
     pursuit_atoms: int = 4096
     pursuit_steps: int = 16
-    few: int = 32
+    few: int = 128
     step_rows: int = 4096
     step_width: int = 384
     step_latents: int = 8192

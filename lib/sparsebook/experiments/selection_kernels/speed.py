@@ -87,11 +87,13 @@ def decode_steps(values: Tensor, indices: Tensor, dictionary: Tensor, grad: Tens
         "embedding_bag": lambda: bag(indices, dictionary, per_sample_weights=values, mode="sum"),
         "dense codes": dense,
     }
-    both = (values, dictionary)
     return {
-        name: lambda product=product: torch.autograd.grad(product(), both, grad)
-        for name, product in products.items()
+        name: partial(_both_ways, product, (values, dictionary), grad) for name, product in products.items()
     }
+
+
+def _both_ways(product: Callable[[], Tensor], leaves: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(product(), leaves, grad)
 
 
 def decode_bytes(config: Config) -> int:
@@ -115,11 +117,11 @@ def speed_once(knobs: Mapping[str, Any], task: str) -> Found:
     return timed(config, fast, slow)
 
 
-def timed(config: Config, fast: Functions, slow: Functions) -> Found:
+def timed(config: Config, fast: Functions, slow: Functions, warmup: int = 0) -> Found:
     """All methods in turn, and then those that take seconds beside ours, for fewer rounds."""
     found = reduced(compare(fast, config.repeats, warmup=2), fast)
     if slow:
-        found |= reduced(compare({"ours": fast["ours"]} | slow, config.slow_repeats, warmup=1), slow)
+        found |= reduced(compare({"ours": fast["ours"]} | slow, config.slow_repeats, warmup=warmup), slow)
     return found
 
 

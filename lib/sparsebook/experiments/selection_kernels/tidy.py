@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -20,6 +21,7 @@ UNITS = {
     "product rate": "FLOP/s",
     "copy rate": "B/s",
     "peak": "B",
+    "vectors": "1",
 }
 
 
@@ -42,8 +44,8 @@ def by_processes(
     config: Config, experiment: str, once: Callable[..., Found], tasks: tuple[str, ...]
 ) -> pd.DataFrame:
     """Task by task, `once(knobs, task)` in fresh processes; in this one where the scale asks for none."""
-    return staged(config, experiment, {task: lambda task=task: _task(config, experiment, once, task)
-                                       for task in tasks})  # fmt: skip
+    stages = {task: partial(_task, config, experiment, once, task) for task in tasks}
+    return staged(config, experiment, stages)
 
 
 def _task(config: Config, experiment: str, once: Callable[..., Found], task: str) -> pd.DataFrame:
