@@ -283,13 +283,10 @@ class FeatureChoiceSAE(BatchTopKSAE):
         budgets: Literal["uniform", "zipf"] | Float[Tensor, " latents"] = "uniform",
         **options: Any,
     ) -> None:
-        # The base initialises itself, which asks for shares: unset ones mean Mutual Choice.
-        self._unset = True
         super().__init__(width, n_latents, k, **options)
         shape = (*self.lead, n_latents)
         self.register_buffer("shares", torch.full(shape, torch.nan, dtype=torch.float64))
         self.register_buffer("threshold", self.decoder.new_full(shape, torch.nan))
-        self._unset = False
         if isinstance(budgets, Tensor):
             self.set_shares(budgets.expand(shape))
         elif budgets == "uniform":
@@ -301,7 +298,8 @@ class FeatureChoiceSAE(BatchTopKSAE):
     @property
     def has_budgets(self) -> bool:
         """Whether latents choose; before, Mutual Choice does."""
-        return not self._unset and not bool(self.shares.isnan().any())
+        # The base scales the encoder before there are any shares.
+        return "shares" in self._buffers and not bool(self.shares.isnan().any())
 
     @torch.no_grad()
     def set_shares(self, shares: Float[Tensor, "*seeds latents"]) -> None:
