@@ -9,15 +9,22 @@ import pandas as pd
 import pytest
 import torch
 
-from sparsebook.attention.anchor_attention import anchor_pattern, anchor_regions, candidate_keys
+from sparsebook.attention.anchor_attention import (
+    anchor_mask_reference,
+    anchor_pattern,
+    anchor_regions,
+    candidate_keys,
+)
 from sparsebook.attention.metrics import attention_weights, density, output_recall
 from sparsebook.attention.patterns import difference_mask, pattern_mask, topcdf_mask, topk_mask
 from sparsebook.claims import find_claims, load_claims
+from sparsebook.data.sequence_tasks import VOCABULARY
 from sparsebook.experiments import anchor_attention as experiment
-from sparsebook.experiments.anchor_attention import inputs, runs, selections, speed, verdicts
+from sparsebook.experiments.anchor_attention import inputs, runs, selections, speed, tasks, verdicts
 from sparsebook.experiments.anchor_attention.inputs import planted_heads
 from sparsebook.experiments.anchor_attention.scales import Config
 from sparsebook.experiments.anchor_attention.selections import Choice, Judge
+from sparsebook.models.small_transformer import SmallTransformer
 
 SMALL = Config.at("smoke", n_tokens=160)
 
@@ -169,6 +176,90 @@ def test_pooling_loses_keys_that_few_rows_want():
     assert (all_rows.value == 1).all()
 
 
+# Small models --------------------------------------------------------------------------------------------
+
+ASKED = Config.at("smoke", task_tokens=64, task_block=2, task_samples=6, task_runs=(0,))
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    return SmallTransformer(VOCABULARY, 32, 2, 16, seed=0)
+
+
+def test_small_models_read_by_the_patterns_of_the_definition(untrained):
+    """All arms against dense attention under their masks; the last, shorter group is sparse, too."""
+    seen = untrained.capture(tasks.questions(ASKED, 0, False).tokens[:, :-1])
+    q, k = seen.queries[1], seen.keys[1]
+    repeated = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    arms = tasks.patterns(ASKED)
+    layouts = {
+        "anchor": {"block_size": 2, "step": 4, "tail": "sparse"},
+        "anchor: rows not pooled": {"block_size": 1, "step": 8, "tail": "sparse"},
+        "anchor: last rows dense": {"block_size": 2, "step": 4, "tail": "dense"},
+    }
+    for method, layout in layouts.items():
+        mask = anchor_mask_reference(q, repeated, theta=2.0, scale=0.25, **layout)
+        assert torch.equal(arms[method](q, k, 2.0).dense_mask(63, 63, causal=True), mask), method
+    region = arms["region"](q, k, -torch.inf).dense_mask(63, 63, causal=True)
+    blocks = arms["block_topk + region"](q, k, 10.0).dense_mask(63, 63, causal=True)
+    assert (blocks | ~region).all()
+    kept, moved = arms["anchor"](q, k, 2.0), arms["anchor: random stripes"](q, k, 2.0)
+    assert torch.equal(kept.counts, moved.counts)
+    assert not torch.equal(*(index.dense_mask(63, 63, causal=True) for index in (kept, moved)))
+    moved.check(*q.shape[:3], 63)  # its columns lie outside the region and in order
+
+
+def test_reading_everything_is_reading_densely(untrained):
+    batch, pattern = tasks.questions(ASKED, 0, False), tasks.patterns(ASKED)["anchor"]
+    dense, _ = tasks.answers_under(untrained, batch.tokens, batch.answer_start, None, 0.0)
+    assert torch.equal(dense.argmax(-1), untrained.teacher_forced(batch.tokens, batch.answer_start))
+    full, spent = tasks.answers_under(untrained, batch.tokens, batch.answer_start, pattern, torch.inf)
+    torch.testing.assert_close(full, dense, atol=1e-4, rtol=1e-4)
+    assert spent == 1.0
+    less, spent = tasks.answers_under(untrained, batch.tokens, batch.answer_start, pattern, -torch.inf)
+    regions = anchor_regions(63, block_size=2, step=4, tail="sparse")
+    assert spent == pytest.approx(regions.density(63, 63, causal=True))
+    assert not torch.allclose(less, dense, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [*tasks.SWEPT, *tasks.ONCE])
+def test_small_models_get_the_smallest_budget_that_reaches_a_density(untrained, method):
+    apart, pattern = tasks.questions(ASKED, 0, True), tasks.patterns(ASKED)[method]
+    budget = tasks.budget_on(ASKED, untrained, apart, method, 0.4)
+    least = {"block_topk + region": 2.0, "streaming": 2.0}.get(method, 0.1)
+    spent = [
+        tasks.answers_under(untrained, apart.tokens, apart.answer_start, pattern, one)[1]
+        for one in (budget, budget - least)
+    ]
+    assert spent[1] < 0.4 <= spent[0] < 0.5
+
+
+def test_questions_for_budgets_are_others():
+    asked, apart = (tasks.questions(ASKED, 3, tuning).tokens for tuning in (False, True))
+    assert not (asked[:, None] == apart[None]).all(-1).any()
+    assert torch.equal(asked, tasks.questions(ASKED, 3, False).tokens)
+
+
+def test_accuracies_of_small_models_become_differences(untrained, monkeypatch):
+    monkeypatch.setattr(tasks, "reader", lambda config, seed: untrained)
+    table = tasks.run_tasks(replace(ASKED, task_densities=(0.25, 0.5)))
+    assert set(table.method) == {"dense", "region", *tasks.SWEPT, *tasks.ONCE, *tasks.BESIDE}
+    assert (table.groupby(["method", "target"]).size() == 2).all()
+    broken = tasks.run_tasks(replace(ASKED, sabotaged=True))
+    assert set(broken.method) == {"dense", "region", "anchor", "block_topk + region"}
+    values = {("dense", 1.0): 0.9, ("anchor", 0.25): 0.7, ("anchor", 0.5): 0.8}
+    values |= {("block_topk + region", 0.25): 0.4}
+    rows = []
+    for seed in (0, 1):
+        for (method, target), value in values.items():
+            metrics = {"accuracy": (value + seed / 20, "accuracy"), "density": (target, "fraction")}
+            rows += runs.tidy("tasks", method, seed, metrics, setting=0.0, target=target)
+    known = pd.DataFrame(rows)
+    assert verdicts.at_density(known, 0.25).anchor.tolist() == pytest.approx([0.7, 0.75])
+    assert verdicts._accuracy(known, ASKED, "anchor", "dense") == pytest.approx([-0.2, -0.2])
+    assert verdicts._accuracy(known, ASKED, "anchor", "block_topk + region") == pytest.approx([0.3, 0.3])
+
+
 # Speed ---------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +366,7 @@ def test_a_smoke_run_fills_every_table_and_figure():
     assert candidate_keys(64, block_size=8, step=4).sum() == 16
     experiment.draw_recall(found["recall"])
     experiment.draw_speed(found["speed"])
+    experiment.draw_tasks(found["tasks"], config.density)
     assert len(experiment.density_table(found, config)) >= 16
     plt.close("all")
 

@@ -20,6 +20,7 @@ from sparsebook.experiments.anchor_attention.figures import (
     draw_recall,
     draw_released,
     draw_speed,
+    draw_tasks,
 )
 from sparsebook.experiments.anchor_attention.recording import record, tables
 from sparsebook.experiments.anchor_attention.runs import (
@@ -32,6 +33,7 @@ from sparsebook.experiments.anchor_attention.runs import (
 )
 from sparsebook.experiments.anchor_attention.scales import Config, config
 from sparsebook.experiments.anchor_attention.speed import run_speed
+from sparsebook.experiments.anchor_attention.tasks import run_tasks
 from sparsebook.experiments.anchor_attention.verdicts import (
     ablation_table,
     agreement,
@@ -62,6 +64,7 @@ __all__ = [
     "draw_recall",
     "draw_released",
     "draw_speed",
+    "draw_tasks",
     "fingerprint",
     "record",
     "run_likelihood",
@@ -69,6 +72,7 @@ __all__ = [
     "run_pooling",
     "run_released",
     "run_speed",
+    "run_tasks",
     "run_texts",
     "sabotage_samples",
     "speed_table",

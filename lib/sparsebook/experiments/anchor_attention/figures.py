@@ -11,7 +11,12 @@ from sparsebook.attention.anchor_attention import anchor_pattern
 from sparsebook.experiments.anchor_attention.inputs import planted_heads
 from sparsebook.experiments.anchor_attention.runs import times_computed
 from sparsebook.experiments.anchor_attention.scales import Config
-from sparsebook.experiments.anchor_attention.verdicts import densities, needed_by_length, with_region
+from sparsebook.experiments.anchor_attention.verdicts import (
+    at_density,
+    densities,
+    needed_by_length,
+    with_region,
+)
 from sparsebook.plotting import BLUE, GREEN, GREY, ORANGE, VERMILLION, color, marker
 
 if TYPE_CHECKING:
@@ -304,3 +309,49 @@ def draw_speed(speed: pd.DataFrame) -> "Figure":
 
 
 PARTS = ("region", "identification", "stripes")
+
+
+TASK_CURVES = {
+    "anchor": ("AnchorAttention", "anchor_attention", "o-"),
+    "anchor: rows not pooled": ("the same, blocks of one row", "anchor_attention", "D"),
+    "block_topk + region": ("block top-k and region", "block_topk", "s-"),
+    "streaming": ("StreamingLLM", "streaming", "^-"),
+}
+TASK_ARMS = {
+    "dense": "dense",
+    "anchor": "AnchorAttention",
+    "block_topk + region": "block top-k and region",
+    "streaming": "StreamingLLM",
+    "anchor: rows not pooled": "blocks of one row",
+    "anchor: last rows dense": "last rows dense, too",
+    "anchor: random stripes": "random stripes",
+    "region": "region alone",
+}
+
+
+def draw_tasks(tasks: pd.DataFrame, density: float) -> "Figure":
+    """Left: accuracy against density, mean over training runs. Right: one density, run by run."""
+    figure, (left, right) = _subplots(2, width=9.0, height=3.8)
+    accuracy = tasks[tasks.metric == "accuracy"]
+    spent = tasks[tasks.metric == "density"].groupby(["method", "target"]).value.mean()
+    for method, (label, key, style) in TASK_CURVES.items():
+        own = accuracy[accuracy.method == method].pivot_table(index="seed", columns="target", values="value")
+        x = [spent[method, target] for target in own.columns]
+        left.plot(x, own.mean(), style, ms=5, color=color(key), label=label)
+        left.fill_between(x, own.min(), own.max(), color=color(key), alpha=0.12, lw=0)
+    dense = accuracy[accuracy.method == "dense"].value.mean()
+    left.axhline(dense, color=color("dense"), lw=1)
+    left.annotate("dense", (1, dense), xytext=(-2, -3), textcoords="offset points", ha="right", va="top",
+                  fontsize=8)  # fmt: skip
+    left.set(xlabel="density, region included", ylabel="accuracy", xlim=(0, 1), ylim=(-0.03, 1.05))
+    left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93))
+    wide = at_density(tasks, density)
+    own_arms = [name for name in TASK_ARMS if name in wide]
+    for place, method in enumerate(reversed(own_arms)):
+        shade = BLUE if method == "anchor" else GREY
+        right.plot(wide[method], np.full(len(wide), place), "o", ms=4, color=shade, alpha=0.5, mew=0)
+        right.plot(wide[method].mean(), place, "|", ms=14, mew=2.5, color=shade)
+    right.set_yticks(range(len(own_arms)), [TASK_ARMS[name] for name in reversed(own_arms)])
+    right.set(xlabel="accuracy (dots: training runs)", xlim=(-0.03, 1.05))
+    right.set_title(f"at a density of {density:g}")
+    return figure

@@ -29,6 +29,9 @@ class Config:
     tolerance : difference of an output element that counts as none
     density : share of the pairs computed where methods are compared by what a model then does
     loss_tokens, loss_block, n_positions : length of the texts there, block size, and predicted tokens of each
+    task_runs, task_width : training runs and width of the small models that retrieve
+    task_tokens, task_block, task_samples : length of their questions, block size, and questions of each run
+    task_densities : densities at which they read; `density` is one of them
     speed_planted, speed_text : lengths that are timed on planted heads and on a text
     speed_block, speed_step, flex_block : layout of the timed method, and the blocks of its rivals
     processes : processes for a timing; 0 repeats it `in_process` times in this one (for tests)
@@ -66,6 +69,12 @@ class Config:
     loss_tokens: int = 1024
     loss_block: int = 16
     n_positions: int = 256
+    task_runs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
+    task_width: int = 64
+    task_tokens: int = 512
+    task_block: int = 8
+    task_samples: int = 128
+    task_densities: tuple[float, ...] = (0.15, 0.25, 0.4, 0.6, 0.8)
     speed_planted: tuple[int, ...] = (4096, 8192, 16384)
     speed_text: tuple[int, ...] = (8192,)
     speed_block: int = 64
@@ -156,6 +165,11 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "loss_tokens": 256,
         "loss_block": 8,
         "n_positions": 32,
+        "task_runs": (0,),
+        "task_tokens": 128,
+        "task_block": 2,
+        "task_samples": 8,
+        "task_densities": (0.25,),
         "speed_planted": (256, 512),
         "speed_text": (256,),
         "speed_block": 16,

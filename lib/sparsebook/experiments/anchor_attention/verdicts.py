@@ -82,6 +82,8 @@ def claim_samples(found: dict[str, pd.DataFrame], config: Config) -> dict[str, S
         "C5b": ratio(at("oracle: difference") / at("oracle: top mass")),
         "C5c": ratio(ours / at("stripes, top share")),
         "C5d": ratio(ours / at("stripes, top mass")),
+        "C6b": Samples(_accuracy(found["tasks"], config, "anchor", "dense"), unit="accuracy"),
+        "C6c": Samples(_accuracy(found["tasks"], config, "anchor", "block_topk + region"), unit="accuracy"),
         "C6d": Samples(_loss(found["likelihood"], "anchor", "dense"), unit="nats"),
         "C6e": Samples(_loss(found["likelihood"], "streaming", "anchor"), unit="nats"),
         "H1": Samples(_value(found["released"], "checked", "deviation"), unit="pairs"),
@@ -130,6 +132,18 @@ def _loss(likelihood: pd.DataFrame, method: str, over: str) -> np.ndarray:
     return (wide[method] - wide[over]).to_numpy()
 
 
+def at_density(tasks: pd.DataFrame, density: float) -> pd.DataFrame:
+    """Accuracies [training runs, methods] at one density; dense reading and the region alone beside it."""
+    own = tasks[(tasks.metric == "accuracy") & tasks.target.isin((0.0, density, 1.0))]
+    return own.pivot_table(index="seed", columns="method", values="value")
+
+
+def _accuracy(tasks: pd.DataFrame, config: Config, method: str, less: str) -> np.ndarray:
+    """Accuracy under a method minus that under another, one value per training run."""
+    wide = at_density(tasks, config.density)
+    return (wide[method] - wide[less]).to_numpy()
+
+
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; say of the others why they were not tested."""
     samples = claim_samples(found, config)
@@ -142,7 +156,7 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:
     """The same samples from a twin that is broken where each claim's control says."""
-    broken = replace(config, sabotaged=True, n_texts=8, in_process=5, repeats=5)
+    broken = replace(config, sabotaged=True, n_texts=8, in_process=5, repeats=5, task_runs=tuple(range(8)))
     return claim_samples(measure(broken), broken)
 
 
@@ -198,6 +212,19 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
             }
         rows.append(row)
     return pd.DataFrame(rows).fillna("").set_index(["heads", "tokens", "method"])
+
+
+TASK_NAMES = {
+    "dense": "dense",
+    "anchor": "anchor",
+    "block_topk + region": "blocks",
+    "streaming": "streaming",
+    "region": "region",
+    "anchor: random stripes": "random",
+    "anchor: rows not pooled": "unpooled",
+    "anchor: last rows dense": "tail",
+}
+"""Arms of the small models, and what they are called in the chapter's text."""
 
 
 def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
@@ -270,7 +297,25 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     ):  # fmt: skip
         values = densities(ablation, method, config.target) / densities(ablation, "anchor", config.target)
         text[name] = f"{values.mean():.2f}"
-    return text | _speed_answers(found["speed"])
+    return text | _task_answers(found["tasks"], config) | _speed_answers(found["speed"])
+
+
+def _task_answers(tasks: pd.DataFrame, config: Config) -> dict[str, str]:
+    accuracy = at_density(tasks, config.density)
+    spent = tasks[(tasks.metric == "density") & (tasks.target == config.density)]
+    densities_spent = spent.groupby("method").value.mean()
+    text = {
+        "task_runs": str(len(config.task_runs)),
+        "task_width": str(config.task_width),
+        "task_tokens": str(config.task_tokens),
+        "task_block": str(config.task_block),
+        "task_density": f"{config.density:g}",
+        "task_tail_density": f"{densities_spent['anchor: last rows dense']:.2f}",
+        "task_unpooled_density": f"{densities_spent['anchor: rows not pooled']:.2f}",
+    }
+    for method, name in TASK_NAMES.items():
+        text[f"task_{name}"] = f"{accuracy[method].mean():.2f}"
+    return text
 
 
 def _kept(released: pd.DataFrame, metric: str, group: int) -> float:
@@ -291,7 +336,7 @@ def _speed_answers(speed: pd.DataFrame) -> dict[str, str]:
         text[f"{kind}_identification"] = f"{share.value.median():.0%}"
         reached = speed[(speed.experiment == "reached") & (speed.kind == kind) & (speed.n == n)]
         wide = reached.pivot_table(index="method", columns="metric", values="value")
-        for method in ("anchor", "flex", "flexprefill"):
+        for method in ("anchor", "flex", "flexprefill", "block_topk"):
             text[f"{kind}_{method}_density"] = f"{wide.loc[method, 'density']:.2f}"
             text[f"{kind}_{method}_recall"] = f"{wide.loc[method, 'mass']:.3f}"
     return text
