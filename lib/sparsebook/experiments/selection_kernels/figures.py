@@ -23,6 +23,11 @@ LABELS = {
 }
 
 
+def digits(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.3g}"
+
+
 def draw_allocations(found: Mapping[str, Tensor]) -> "Figure":
     """The affinities, and beside them what the three rules take."""
     import matplotlib.pyplot as plt
@@ -58,7 +63,7 @@ def draw_histogram(found: Mapping[str, Any]) -> "Figure":
     for name, color in (("limit", ORANGE), ("threshold", BLUE)):
         axes.axvline(found[name], color=VERMILLION if name == "threshold" else color, lw=1.2)
     axes.set(yscale="log", xlabel="value", ylabel="elements of the matrix", ylim=(0.8, None))
-    axes.legend(loc="upper left")
+    figure.legend(ncols=3, loc="outside lower center")
     return figure
 
 
@@ -70,7 +75,7 @@ def draw_speed(table: pd.DataFrame) -> "Figure":
 
     colors = {"ours": BLUE, "torch.topk": VERMILLION, "embedding_bag": ORANGE, "dense codes": GREY}
     offsets = {"ours": -0.2, "torch.topk": 0.1, "embedding_bag": 0.1, "dense codes": 0.35}
-    figure, axes = plt.subplots(figsize=(6.8, 3.9), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.8, 4.4), layout="constrained")
     seconds = table[table.metric == "seconds"]
     for at, task in enumerate(TASKS):
         own = seconds[seconds.task == task]
@@ -84,11 +89,12 @@ def draw_speed(table: pd.DataFrame) -> "Figure":
                 place = at + offsets[method]
                 axes.bar(place, times.median(), width=0.24, color=color, alpha=0.85)
                 axes.plot([place] * len(times), times, ".", color="#333333", ms=3)
-                axes.annotate(f"{times.median():.3g}", (place, times.max()), xytext=(0, 3),
+                axes.annotate(digits(times.median()), (place, times.max()), xytext=(0, 3),
                               textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
     handles: list[Any] = [plt.Rectangle((0, 0), 1, 1, color=color) for color in colors.values()]
     handles.append(plt.Line2D([], [], color=BLACK, lw=1.6))
-    axes.legend(handles, [*(LABELS[name] for name in colors), "limit: the bytes"], ncols=2, loc="upper left")
+    names = [*(LABELS[name] for name in colors), "limit: the bytes"]
+    figure.legend(handles, names, ncols=3, loc="outside lower center")
     low = seconds.value.min() * 1e3
     axes.set(yscale="log", ylabel="milliseconds", xticks=range(len(TASKS)), ylim=(low / 2, None))
     axes.set_xticklabels(["rows", "columns", "uneven\ncolumns", "matrix", "decode,\nboth ways"])
@@ -115,7 +121,7 @@ def draw_sweep(table: pd.DataFrame) -> "Figure":
     axes.set(xscale="log", yscale="log", xlabel="k", ylabel="milliseconds")
     axes.set_xticks(list(median["limit"].index), [str(k) for k in median["limit"].index])
     axes.minorticks_off()
-    axes.legend(ncols=2, loc="center left", bbox_to_anchor=(0.0, 0.62))
+    figure.legend(ncols=3, loc="outside lower center")
     return figure
 
 
@@ -158,7 +164,7 @@ def _bars(axis: "Axes", seconds: pd.DataFrame, methods: Mapping[str, str]) -> No
         ours = name.startswith(("ours", "Gram"))
         axis.barh(place, times.median(), height=0.62, color=BLUE if ours else VERMILLION, alpha=0.85)
         axis.plot(times, [place] * len(times), ".", color="#333333", ms=3)
-        axis.annotate(f"{times.median():,.3g}", (times.max(), place), xytext=(4, 0),
+        axis.annotate(digits(times.median()), (times.max(), place), xytext=(4, 0),
                       textcoords="offset points", va="center", fontsize=8.5)  # fmt: skip
     limit = seconds[seconds.method == "limit"].value * 1e3
     if len(limit):
@@ -175,7 +181,7 @@ def draw_memory(table: pd.DataFrame, config: Config) -> "Figure":
 
     from sparsebook.plotting import BLACK, BLUE, GREY, ORANGE, VERMILLION
 
-    figure, axes = plt.subplots(figsize=(6.8, 3.4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.8, 3.8), layout="constrained")
     columns = sorted(table["columns"].unique().tolist())
     for method, color in zip(METHODS, (BLUE, ORANGE, VERMILLION), strict=True):
         own = table[table.method == method].sort_values("columns")
@@ -187,6 +193,5 @@ def draw_memory(table: pd.DataFrame, config: Config) -> "Figure":
     axes.set(xscale="log", yscale="log", xlabel="latents", ylabel="megabytes beyond the inputs")
     axes.set_xticks(columns, [f"{n:,}" for n in columns])
     axes.minorticks_off()
-    axes.legend(loc="upper left")
-    axes.margins(y=0.28)
+    figure.legend(ncols=2, loc="outside lower center")
     return figure

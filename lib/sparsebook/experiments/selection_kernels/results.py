@@ -17,7 +17,7 @@ from sparsebook.experiments.selection_kernels.against import (
     training_work,
 )
 from sparsebook.experiments.selection_kernels.choices import affinities, count_candidates, run_candidates
-from sparsebook.experiments.selection_kernels.figures import LABELS, PEERS
+from sparsebook.experiments.selection_kernels.figures import LABELS, PEERS, digits
 from sparsebook.experiments.selection_kernels.memory import least_bytes, run_memory
 from sparsebook.experiments.selection_kernels.scales import Config
 from sparsebook.experiments.selection_kernels.speed import TASKS, decode_bytes, run_speed, run_sweep
@@ -161,12 +161,7 @@ def _rounded(wide: pd.DataFrame) -> pd.DataFrame:
     """Milliseconds and ratios with three digits."""
     return pd.DataFrame(
         {"milliseconds": wide["seconds"] * 1e3, "times ours": wide["over ours"]}, index=wide.index
-    ).map(_digits)
-
-
-def _digits(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 99.5 else f"{value:.3g}"
+    ).map(digits)
 
 
 def _percent(share: float) -> str:
@@ -189,9 +184,9 @@ def limits_table(found: Tables, config: Config) -> pd.DataFrame:
     for task, (operations, moved) in work.items():
         parts, ours = (moved / byte_rate, operations / flop_rate), ratio(times, task, "ours", "seconds")
         lines[names.get(task, task)] = {
-            "megabytes": f"{moved / 1e6:,.0f}", "10⁹ operations": _digits(operations / 1e9),
-            "ms for the bytes": _digits(parts[0] * 1e3), "ms for the operations": _digits(parts[1] * 1e3),
-            "measured, ms": _digits(ours * 1e3), "measured over both": f"{ours / sum(parts):.1f}",
+            "megabytes": f"{moved / 1e6:,.0f}", "10⁹ operations": digits(operations / 1e9),
+            "ms for the bytes": digits(parts[0] * 1e3), "ms for the operations": digits(parts[1] * 1e3),
+            "measured, ms": digits(ours * 1e3), "measured over both": f"{ours / sum(parts):.1f}",
         }  # fmt: skip
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("operation")
 
@@ -249,6 +244,7 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
     """The numbers of the chapter's prose, written out."""
     return (
         _speed_answers(found["speed"], config)
+        | _sweep_answers(found["sweep"])
         | _peer_answers(found, config)
         | _memory_answers(found["memory"], config)
         | {
@@ -277,7 +273,17 @@ def _speed_answers(speed: pd.DataFrame, config: Config) -> dict[str, str]:
         "decode_megabytes": _megabytes(decode_bytes(config)),
         "gathered_megabytes": _megabytes(gathered),
         "matrix_megabytes": _megabytes(4 * config.rows * config.columns),
+        "dense_megabytes": _megabytes(4 * config.rows * config.columns),
     }
+
+
+def _sweep_answers(sweep: pd.DataFrame) -> dict[str, str]:
+    median = sweep.groupby(["method", "k"]).value.median()
+    text = {"sweep_least": f"{sweep.k.min()}", "sweep_most": f"{sweep.k.max()}"}
+    for name in ("rows", "matrix"):
+        own = median[f"{name}, ours"]
+        text[f"sweep_{name}"] = _times(float(own.loc[sweep.k.max()] / own.loc[sweep.k.min()]))
+    return text
 
 
 def _peer_answers(found: Tables, config: Config) -> dict[str, str]:
