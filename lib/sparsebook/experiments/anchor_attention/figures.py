@@ -323,7 +323,7 @@ TASK_ARMS = {
     "block_topk + region": "block top-k and region",
     "streaming": "StreamingLLM",
     "anchor: rows not pooled": "blocks of one row",
-    "anchor: last rows dense": "last rows dense, too",
+    "anchor: last rows dense": "last rows dense",
     "anchor: random stripes": "random stripes",
     "region": "region alone",
 }

@@ -203,7 +203,12 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (kind, n, method), own in timed.groupby(["kind", "n", "method"], sort=False):
         wide = own.groupby("metric").value.median()
-        row: dict[str, Any] = {"heads": kind, "tokens": n, "method": method, "ms": f"{wide['time']:.1f}"}
+        row: dict[str, Any] = {
+            "heads": kind,
+            "tokens": n,
+            "method": method,
+            "ms": _milliseconds(wide["time"]),
+        }
         row["over ours"] = f"{wide['over_ours']:.2f}"
         if (kind, n, method) in reached.index:
             row |= {
@@ -212,6 +217,10 @@ def speed_table(speed: pd.DataFrame) -> pd.DataFrame:
             }
         rows.append(row)
     return pd.DataFrame(rows).fillna("").set_index(["heads", "tokens", "method"])
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 TASK_NAMES = {
