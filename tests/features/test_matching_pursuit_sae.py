@@ -16,8 +16,12 @@ from sparsebook.data.activations import stream
 from sparsebook.data.concept_tree import hierarchical_dictionary, published_tree, tree_batches
 from sparsebook.features.codes import DenseCodes, TopCodes
 from sparsebook.features.matching_pursuit_sae import (
+    HitL0,
+    LowerK,
     MatchingPursuitSAE,
     ReviveDeadAtoms,
+    SortLatents,
+    ToyBatchTopKSAE,
     absorption_score,
     flat_mse,
     hierarchical_mse,
@@ -25,6 +29,7 @@ from sparsebook.features.matching_pursuit_sae import (
     matched_atoms,
     toy_options,
 )
+from sparsebook.features.sae import MatryoshkaSAE, ReLUSAE
 from sparsebook.features.trainer import Trainer, train
 
 TREE = published_tree()
@@ -228,6 +233,62 @@ def test_measures_on_known_dictionaries() -> None:
     ):
         with pytest.raises(ValueError, match="expected"):
             measure(*arguments)  # type: ignore[operator]
+
+
+# The baselines of the benchmark --------------------------------------------------------------------------
+
+
+def test_the_weight_of_the_penalty_follows_the_active_latents() -> None:
+    rule = HitL0(3.0, start=0.1, warmup=4, rate=0.01)
+    sae = ReLUSAE(12, 20, 0.0, seeds=(0, 1))
+    trainer = Trainer(sae, toy_options(20), [rule])
+    seen = []
+    for step in range(8):
+        done = trainer.step(tokens(seed=step))
+        seen.append((sae.sparsity.clone(), done.output.codes.active_per_token().double().mean(-1)))
+    torch.testing.assert_close(seen[1][0], torch.full((2,), 0.1 * 2 / 4))
+    for (before, _), (after, active) in pairwise(seen[3:]):
+        torch.testing.assert_close(after, before * torch.where(active < 3, 0.99, 1.01))
+    resumed = HitL0(3.0, warmup=4, rate=0.01)
+    resumed.restore(rule.state())
+    assert torch.equal(resumed.weight, rule.weight)
+    with pytest.raises(ValueError, match="expected above 0"):
+        HitL0(0)
+    with pytest.raises(ValueError, match="HitL0 expected"):
+        Trainer(MatchingPursuitSAE(12, 20, n_steps=2), toy_options(2), [rule]).step(tokens())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_sorting_moves_latents_and_all_that_belongs_to_them(whole: bool) -> None:
+    """Sorting changes the order alone: with moments and means along, training goes on as without."""
+    plain, sorted_ = (ReLUSAE(12, 20, 0.05, seeds=(0, 1)) for _ in range(2))
+    rule = SortLatents(whole)
+    trainers = Trainer(plain, toy_options(20)), Trainer(sorted_, toy_options(20), [rule])
+    for step in range(12):
+        for trainer in trainers:
+            trainer.step(tokens(seed=step))
+    x = tokens(seed=99)
+    same = torch.allclose(plain(x).reconstruction, sorted_(x).reconstruction, rtol=1e-3, atol=1e-4)
+    assert same == whole
+    if whole:
+        assert all(later <= earlier for row in rule.mean.tolist() for earlier, later in pairwise(row))
+    again = SortLatents(whole)
+    again.restore(rule.state())
+    assert torch.equal(again.mean, rule.mean)
+    assert isinstance(MatryoshkaSAE(12, 20, 0.1), ReLUSAE)
+
+
+def test_the_toy_s_batch_topk_lowers_its_budget_once() -> None:
+    sae = ToyBatchTopKSAE(12, 20, 3)
+    trainer = Trainer(sae, toy_options(10), [LowerK(1.5, after=2)])
+    active = [float(trainer.step(tokens(seed=i)).output.codes.active_per_token().sum()) for i in range(3)]
+    assert active == [180, 180, 90]
+    error = trainer.step(tokens()).output.reconstruction - tokens()
+    terms = sae.loss_terms(tokens(), sae(tokens()))
+    assert set(terms) == {"reconstruction"}
+    assert error.shape == (60, 12)
+    with pytest.raises(ValueError, match="LowerK expected"):
+        Trainer(ReLUSAE(12, 20, 0.1), toy_options(2), [LowerK(1, after=1)]).step(tokens())
 
 
 # The toy -------------------------------------------------------------------------------------------------

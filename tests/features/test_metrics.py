@@ -135,3 +135,16 @@ def test_effective_rank():
 def test_bad_input(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_modality_score_by_hand():
+    codes = DenseCodes(torch.tensor([[1.0, 2, 0, 0], [0, 1, 0, 3], [0, 1, 0, 4.0]]))
+    first = torch.tensor([True, False, False])
+    found = metrics.modality_score(codes, first)
+    assert found[:2].tolist() == pytest.approx([1, 4 / 6])
+    assert found[3] == 0
+    assert found[2].isnan()
+    assert metrics.modality_score(codes, first, 0.2)[1] == pytest.approx(4 / 4.4)
+    for wrong, scale in ((first[:2], 1), (torch.ones(3, dtype=torch.bool), 1), (first, 0)):
+        with pytest.raises(ValueError, match="expected"):
+            metrics.modality_score(codes, wrong, scale)

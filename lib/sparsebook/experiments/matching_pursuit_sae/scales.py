@@ -45,7 +45,7 @@ class Config:
     expansion : latents over the width of the activations; None for `latents`
     ks, k_shown, k_inference : steps (latents a token), the one that is looked at, those at inference
     real_steps, real_batch, real_seeds, rates : of the trainings on activations; rates are tuned
-    world_seeds, world_steps : of the superposed world and of the joint embedding
+    world_seeds, world_steps, world_batch : of the superposed world and of the joint embedding
     world_features, active : of the superposed world, and features of one of its tokens
     sabotage : broken as the claims' controls say, see `SABOTAGES`
     """
@@ -56,10 +56,10 @@ class Config:
     device: str = "cpu"
     store: str | None = None
     embeddings: str | None = None
-    steps: int = 4000
+    steps: int = 2500
     batch: int = 200
     seeds: int = 8
-    cosines: tuple[float, ...] = (0.0, 0.3, 0.6, 0.9)
+    cosines: tuple[float, ...] = (0.0, 0.3, 0.9)
     moderate: float = 0.3
     shown: float = 0.3
     threshold: float = 0.05
@@ -67,8 +67,8 @@ class Config:
     k: float = 1.36
     cells: tuple[Cell, ...] = (Cell(1.0, 1 / 4), Cell(0.5, 1 / 400), Cell(0.1, 1 / 40))
     cell_seeds: int = 8
-    cell_steps: int = 2500
-    fixed_steps: int = 2500
+    cell_steps: int = 1500
+    fixed_steps: int = 1500
     norm_steps: int = 1500
     norm_cosines: tuple[float, ...] = (0.0, 0.3)
     judged: int = 2000
@@ -80,12 +80,13 @@ class Config:
     ks: tuple[int, ...] = (4, 8, 16)
     k_shown: int = 8
     k_inference: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    real_steps: int = 300
+    real_steps: int = 200
     real_batch: int = 256
     real_seeds: int = 5
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     world_seeds: int = 8
-    world_steps: int = 500
+    world_steps: int = 300
+    world_batch: int = 128
     world_features: int = 512
     active: int = 8
     sabotage: str = ""
@@ -165,6 +166,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "rates": (1e-2,),
         "world_seeds": 2,
         "world_steps": 30,
+        "world_batch": 64,
         "world_features": 48,
     },
     "book": {},
@@ -182,6 +184,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "real_seeds": 8,
         "rates": (1e-4, 5e-4, 2e-3),
         "world_steps": 20_000,
+        "world_batch": 1024,
         "steps": 15_000,
         "cell_steps": 15_000,
         "fixed_steps": 15_000,

@@ -89,7 +89,7 @@ def _joint(config: Config, seeds: tuple[int, ...]) -> tuple[BatchSource, Tensor,
     if config.embeddings is not None:
         return _own_embeddings(config, seeds)
     worlds = [JointEmbedding(seed) for seed in seeds]
-    sources = [sampled(w.sample, config.real_batch, s) for w, s in zip(worlds, seeds, strict=True)]
+    sources = [sampled(w.sample, config.world_batch, s) for w, s in zip(worlds, seeds, strict=True)]
     fresh = torch.stack([w.sample(config.judged, stream(s, 13)) for w, s in zip(worlds, seeds, strict=True)])
     first = torch.arange(config.judged) < config.judged // 2
     return lambda step: torch.stack([source(step) for source in sources]), fresh, first
@@ -103,7 +103,7 @@ def _own_embeddings(config: Config, seeds: tuple[int, ...]) -> tuple[BatchSource
     n_judged = min(config.judged, min(map(len, parts)) // 2)
     train = torch.cat([part[n_judged:] for part in parts]).to(config.device)
     fresh = torch.cat([part[:n_judged] for part in parts]).to(config.device)
-    batch = min(config.real_batch, len(train))
+    batch = min(config.world_batch, len(train))
     return shuffled(train, batch, list(seeds)), fresh, torch.arange(2 * n_judged) < n_judged
 
 
@@ -126,7 +126,7 @@ def _superposed(config: Config, method: str, dim: int = 64, k: int = 8) -> Rows:
     seeds, n = _seeds(config), config.world_features
     worlds = [SparseMixture(n, dim, config.active, "varied", seed=seed) for seed in seeds]
     sources = [
-        sampled(lambda m, g, world=world: world.sample(m, g).x, config.real_batch, seed)
+        sampled(lambda m, g, world=world: world.sample(m, g).x, config.world_batch, seed)
         for world, seed in zip(worlds, seeds, strict=True)
     ]
     batches = lambda step: torch.stack([source(step) for source in sources]).to(config.device)  # noqa: E731
