@@ -325,9 +325,10 @@ def times_computed(n_groups: int, block_size: int, step: int, released: bool) ->
     if released:
         region = (key < size) | (key >= group * size)
         return (region & (key < (group + 1) * size)).int() + stripes.int()
-    regions = anchor_regions(n, block_size=block_size, step=step).dense_mask(n, n, causal=True)[0, 0]
-    last = regions[torch.arange(n_groups) * size + size - 1]
-    return last.int() + candidate_keys(n, block_size=block_size, step=step).int()
+    regions = anchor_regions(n, block_size=block_size, step=step)
+    start, stop = regions.spans[0, 0, step - 1 :: step].unbind(-1)  # of the block that each last row is in
+    times = (key >= start[..., None]) & (key < stop[..., None])
+    return times.sum(1).int() + candidate_keys(n, block_size=block_size, step=step).int()
 
 
 def run_released(config: Config) -> pd.DataFrame:

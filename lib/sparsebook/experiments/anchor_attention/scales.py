@@ -170,7 +170,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "task_block": 2,
         "task_samples": 8,
         "task_densities": (0.25,),
-        "speed_planted": (256, 512),
+        "speed_planted": (256,),
         "speed_text": (256,),
         "speed_block": 16,
         "flex_block": 16,
