@@ -161,7 +161,11 @@ def run_sweep(config: Config) -> pd.DataFrame:
 
 def live_ratios(config: Config) -> pd.DataFrame:
     """Times of a quarter of the batch, measured now in this process."""
-    small = asdict(config) | {"rows": max(256, config.rows // 4), "repeats": 5, "slow_repeats": 1}
+    small = asdict(config) | {
+        "rows": max(256, config.rows // 4),
+        "repeats": min(5, config.repeats),
+        "slow_repeats": 1,
+    }
     tasks = ("rows", "matrix", "decode")
     return pd.DataFrame(
         [line for task in tasks for line in tidy("live", 0, speed_once(small, task), task=task)]
