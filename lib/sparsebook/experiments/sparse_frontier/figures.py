@@ -281,25 +281,29 @@ def draw_ablation(table: pd.DataFrame) -> "Figure":
 
 def draw_isocost(table: pd.DataFrame) -> "Figure":
     """The paper's Figure 1: score against cost, every size and sparsity, and the Pareto line."""
+    from matplotlib.ticker import NullFormatter
+
     scores = Scores(table)
-    figure, axes = _subplots(1, 2, height=3.9, sharey=True)
+    figure, axes = _subplots(1, 2, height=4.1, sharey=True)
     shades = dict(zip(scores.widths, (BLUE, ORANGE, VERMILLION), strict=False))
+    cells = ["width", "method", "sparsity"]
     for one, phase in zip(axes[0], ("prefill", "decode"), strict=True):
-        cells = ["width", "method", "sparsity"]
         mean = scores.configurations(phase).groupby(cells)[["score", "cost"]].mean().reset_index()
-        for width in scores.widths:
-            own = mean[mean.width == width]
-            for sparsity, part in own[own.method != "dense"].groupby("sparsity"):
-                one.scatter(part.cost, part.score, s=60 * (1 - sparsity) + 6, color=shades[width], alpha=0.6)
-            dense = own[own.method == "dense"]
-            one.scatter(dense.cost, dense.score, s=90, color=shades[width], marker="*", edgecolor="#222222")
-            one.scatter([], [], s=25, color=shades[width], label=f"width {width}")
-        one.scatter([], [], s=90, color="white", marker="*", edgecolor="#222222", label="dense")
+        for (width, method), own in mean.groupby(["width", "method"]):
+            look = {"s": 100, "marker": "*", "zorder": 5} if method == "dense" else {"marker": marker(method)}
+            one.scatter(own.cost, own.score, color=shades[width], edgecolor="#222222", lw=0.4, **look)
         front = front_of(mean)
-        one.plot(front.cost, front.score, color="#222222", lw=1, zorder=0, label="Pareto line")
+        one.plot(front.cost, front.score, color="#222222", lw=1, zorder=0)
         what = {"prefill": "FLOPs of prefilling", "decode": "elements read a step"}[phase]
         one.set(xscale="log", xlabel=what, title={"prefill": "Prefilling", "decode": "Decoding"}[phase])
+        one.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set(ylabel="score, mean over the skills", ylim=(0, 1.03))
+    entry = axes[0, 0].scatter
+    for width in scores.widths:
+        entry([], [], color=shades[width], label=f"width {width}")
+    entry([], [], s=100, color="white", marker="*", edgecolor="#222222", label="dense")
+    for _, method in SIX:
+        entry([], [], color="white", marker=marker(method), edgecolor="#222222", label=LABELS[method])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     return figure
 

@@ -66,7 +66,7 @@ class Config:
     judged: int = 64
     ablation_length: int = 1024
     ablation_texts: int = 8
-    stories: tuple[int, ...] = tuple(range(1, 17))
+    stories: tuple[int, ...] = tuple(range(1, 9))
     story_length: int = 1024
     widths: tuple[int, ...] = (32, 64, 128)
     runs: tuple[int, ...] = (0, 1, 2, 3, 4)

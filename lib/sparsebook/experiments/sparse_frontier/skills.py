@@ -213,19 +213,19 @@ class SkillCell:
 
 
 def run_live_skill(config: Config) -> pd.DataFrame:
-    """One trained model on questions that are in no table: every method on one skill at a fifth."""
+    """One trained model on questions that are in no table: every method on one skill at a tenth."""
     from sparsebook.experiments.skills import skill_models
 
     width, seed, task, n_tokens = LIVE_CELL
     model = skill_models(widths=(width,), seeds=(seed,))[width, seed]
-    few = replace(config, skill_sparsities=(FIFTH,), skill_samples=LIVE_SAMPLES)
+    few = replace(config, skill_sparsities=(TENTH,), skill_samples=LIVE_SAMPLES)
     rows = SkillCell(few, model, width, seed, task, n_tokens, draw=5).rows()
     return pd.DataFrame(rows).assign(experiment="live")
 
 
-LIVE_CELL = (64, 0, HARD, 256)
-"""Width, training run, skill and length that are read live."""
-LIVE_SAMPLES = 24
+LIVE_CELL = (32, 0, EASY, 256)
+"""Width, training run, skill and length that are read live, at a tenth of the budget."""
+LIVE_SAMPLES = 48
 
 
 def _generator(*numbers: int) -> torch.Generator:

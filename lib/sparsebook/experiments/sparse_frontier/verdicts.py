@@ -131,7 +131,9 @@ def claim_samples(found: dict[str, pd.DataFrame], *, sabotaged: bool = False) ->
     samples |= recall_samples(deciding(found, "recall"), sabotaged)
     samples |= ablation_samples(found["ablation"], sabotaged)
     samples |= pool_samples(deciding(found, "ablation"), sabotaged)
-    samples |= skill_samples(found[SKILLS], sabotaged)
+    # C2c asks for what these models do not do: their counting bears any mask in prefilling.
+    skills = skill_samples(found[SKILLS], sabotaged)
+    samples |= {name: value for name, value in skills.items() if name != "C2c"}
     return samples | (story_samples(found[STORIES], sabotaged) if STORIES in found else {})
 
 
