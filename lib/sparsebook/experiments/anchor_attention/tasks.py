@@ -100,7 +100,7 @@ def questions(config: Config, seed: int, tuning: bool) -> TaskBatch:
 def patterns(config: Config) -> dict[str, Pattern]:
     """Each arm's pattern. The last answer is never read, so that the last group is a shorter one."""
     n, b, s = config.task_tokens - 1, config.task_block, config.step
-    layout = {"block_size": b, "step": s, "tail": "sparse"}
+    layout: dict[str, Any] = {"block_size": b, "step": s, "tail": "sparse"}
     regions = anchor_regions(n, block_size=b, step=s, tail="sparse")
 
     def anchor(q: Tensor, k: Tensor, theta: float, **changed: Any) -> SpanIndex:
