@@ -27,6 +27,7 @@ curriculum, the deficits of `aux_zipf` and the thresholds are this library's own
 >>> codes = sae.encode(x[:1], mode="threshold")  # a token alone: no batch is needed
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,25 +106,26 @@ def as_codes(found: Sequence[Selected], lead: tuple[int, ...] = ()) -> RaggedCod
 
 @dataclass(frozen=True)
 class ZipfFit:
-    """``density = scale * (rank + offset) ** -exponent``; ranks begin with 1.
+    """``ln density = constant - exponent * ln(rank + offset)``; ranks begin with 1.
 
     Attributes
     ----------
-    exponent, offset, scale : of the law
+    exponent, offset, constant : of the law
     r2 : share of the variance of ln density that it explains, over the ranks that were fitted
     n_ranks : how many those were
     """
 
     exponent: float
     offset: float
-    scale: float
+    constant: float
     r2: float
     n_ranks: int
 
     def density(self, n_features: int) -> Float[Tensor, " features"]:
         """The law at ranks 1 to `n_features`, float64."""
         ranks = torch.arange(1, n_features + 1, dtype=torch.float64)
-        return self.scale * (ranks + self.offset) ** -self.exponent
+        # On logarithms: a law that imitates an exponential one has an exponent in the hundreds.
+        return (self.constant - self.exponent * (ranks + self.offset).log()).exp()
 
 
 def fit_zipf(densities: Float[Tensor, " features"], fit_range: tuple[int, int] | None = None) -> ZipfFit:
@@ -167,9 +169,10 @@ def fit_zipf(densities: Float[Tensor, " features"], fit_range: tuple[int, int] |
     stretch = min((float(found.x), grid[best]), key=lambda s: fitted(s)[0])
     error, slope, constant = fitted(stretch)
     total = float((logs - logs.mean()).square().sum())
-    r2 = 1 - error / total if total > 0 else 1.0
+    # Equal densities leave nothing to explain but rounding.
+    r2 = 1 - error / total if total > 1e-24 * len(logs) else 1.0
     offset = float(torch.tensor(stretch, dtype=torch.float64).expm1())
-    return ZipfFit(-slope, offset, float(torch.tensor(constant).double().exp()), r2, len(logs))
+    return ZipfFit(-slope, offset, constant, r2, len(logs))
 
 
 def zipf_shares(
@@ -204,16 +207,18 @@ def zipf_shares(
         raise ValueError(
             f"budget={budget}: expected {least} to batch={batch} for each of n_features={n_features}"
         )
-    law = (torch.arange(1, n_features + 1, dtype=torch.float64) + offset) ** -float(exponent)
-    law = law / law[0]
-    low, high = 0.0, batch / float(law[-1])
+    logs = -exponent * (torch.arange(1, n_features + 1, dtype=torch.float64) + offset).log()
+    if not budget:
+        return torch.zeros_like(logs)
+    # On logarithms, the scale too: a steep law spans hundreds of orders of magnitude.
+    low, high = -float(logs[0]) - 50.0, math.log(batch) - float(logs[-1])
     for _ in range(200):
         middle = (low + high) / 2
-        if float((law * middle).clamp(least, batch).sum()) < budget:
+        if float((logs + middle).clamp(max=math.log(batch)).exp().clamp(min=least).sum()) < budget:
             low = middle
         else:
             high = middle
-    return (law * high).clamp(least, batch)
+    return (logs + high).clamp(max=math.log(batch)).exp().clamp(least, batch)
 
 
 def whole_budgets(shares: Float[Tensor, "*seeds latents"], total: int) -> Int64[Tensor, "*seeds latents"]:

@@ -21,7 +21,7 @@ from sparsebook.features.trainer import (
     TrainingRule,
 )
 
-_PROBED = 8_192
+PROBED = 8_192
 """Training tokens by which the input is centred and thresholds are stored."""
 
 
@@ -104,7 +104,7 @@ def trainer_of(
 ) -> Trainer:
     """The trainer of an arm before its first step, the input centred."""
     size = replace(config.size(source), k=k)
-    first = torch.stack([own.first(_PROBED) for own in tokens])
+    first = torch.stack([own.first(PROBED) for own in tokens])
     sae, rules = build(arm, first.shape[-1], size, seeds, config, source)
     sae.to(config.device).centre_(first.to(config.device))
     return Trainer(sae, options_of(size), rules)
@@ -121,7 +121,7 @@ def train_arm(
     assert isinstance(sae, LinearEncoderSAE)
     if isinstance(sae, SelectionSAE):
         # One large batch: the thresholds keep exactly the budget of these tokens.
-        probed = torch.stack([own.first(_PROBED) for own in tokens])
+        probed = torch.stack([own.first(PROBED) for own in tokens])
         sae.calibrate_thresholds([probed.to(config.device)])
         if config.sabotaged:
             _halve(sae.threshold)

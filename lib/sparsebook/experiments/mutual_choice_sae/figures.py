@@ -76,23 +76,35 @@ def draw_allocation(seed: int = 0) -> "Figure":
 
 
 def draw_error(found: dict[str, pd.DataFrame], config: Config) -> "Figure":
-    """After the paper's Figure 4: error against realised sparsity; on the right a model's activations."""
+    """After the paper's Figure 4: error at equal sparsity, in a world and on a model's activations.
+
+    With several sparsities (`Config.grid`) the world's panel shows the error against the realised L0.
+    """
     arms = found["arms"]
     own = arms[arms.rule == "own"]
-    figure, (left, right) = _subplots(2, height=3.6)
+    figure, panels = _subplots(2, width=7.4, height=3.4)
+    for one, source, title in zip(panels, ("zipf", "real"), ("Zipf world", "MiniLM"), strict=True):
+        part = own[own.source == source]
+        if part.k.nunique() > 1:
+            _curves(one, part)
+        else:
+            _dots(one, arms, [arm for arm in ARMS if arm in set(part.method)], source, "nmse", config)
+            one.set(xlabel="normalised error")
+        one.set_title(f"{title}, k = {config.size(source).k}")
+    return figure
+
+
+def _curves(axes: "Axes", own: pd.DataFrame) -> None:
+    """Error against realised sparsity, mean over the trainings with its 95 % interval."""
     for arm in (RIVAL, MUTUAL, FEATURE):
-        part = own[(own.source == "zipf") & (own.method == arm)]
+        part = own[own.method == arm]
         error = part[part.metric == "nmse"].pivot_table(index="seed", columns="k", values="value")
         l0 = part[part.metric == "l0"].pivot_table(index="seed", columns="k", values="value").mean()
         ends = np.array([_interval(error[k].to_numpy()) for k in error]).T
-        left.plot(l0, ends[0], label=LABELS[arm], **_style(arm))
-        left.fill_between(l0, ends[1], ends[2], color=_style(arm)["color"], alpha=0.15, lw=0)
-    left.set(xlabel="mean L0, held-out", ylabel="normalised error", title="Zipf world")
-    left.legend(fontsize=8)
-    names = [arm for arm in ARMS if arm in set(own[own.source == "real"].method)]
-    _dots(right, arms, names, "real", "nmse", config)
-    right.set(xlabel="normalised error", title=f"MiniLM, k = {config.real.k}")
-    return figure
+        axes.plot(l0, ends[0], label=LABELS[arm], **_style(arm))
+        axes.fill_between(l0, ends[1], ends[2], color=_style(arm)["color"], alpha=0.15, lw=0)
+    axes.set(xlabel="mean L0, held-out", ylabel="normalised error")
+    axes.legend(fontsize=8)
 
 
 def _dots(

@@ -75,7 +75,7 @@ class Config:
     device: str = "cpu"
     activations: str | None = None
     synthetic: Size = Size(256, 5, 256, 1200, 3e-3, 12, 8)
-    real: Size = Size(1024, 16, 256, 500, 1e-3, 128, 5)
+    real: Size = Size(512, 16, 256, 240, 1e-3, 128, 5)
     n_features: int = 128
     width: int = 32
     mean_active: float = 5.0
@@ -83,9 +83,9 @@ class Config:
     held_out: int = 65_536
     texts: int = 768
     layer: int = 3
-    grid: tuple[int, ...] = (3, 8)
+    grid: tuple[int, ...] = ()
     arms: tuple[str, ...] = ARMS
-    equal_arms: tuple[str, ...] = COMPARED
+    equal_arms: tuple[str, ...] = ("uniform+aux_zipf", "zipf+aux_zipf")
     real_arms: tuple[str, ...] = (
         "topk",
         "topk+aux_k",

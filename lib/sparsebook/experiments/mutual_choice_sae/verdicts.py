@@ -8,6 +8,7 @@ import torch
 
 from sparsebook.claims import Ledger, Samples
 from sparsebook.data.activations import stream
+from sparsebook.experiments.mutual_choice_sae.arms import PROBED
 from sparsebook.experiments.mutual_choice_sae.measures import law_of_densities
 from sparsebook.experiments.mutual_choice_sae.recording import tables
 from sparsebook.experiments.mutual_choice_sae.scales import Config
@@ -253,7 +254,8 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     for name, size in sizes.items():
         text[f"{name}_latents"], text[f"{name}_k"] = f"{size.n_latents:,}", str(size.k)
         text[f"{name}_seeds"], text[f"{name}_steps"] = str(size.n_seeds), f"{size.n_steps:,}"
-    return text | {"held_out": f"{config.held_out:,}", "n_features": str(config.n_features)}
+    text |= {"held_out": f"{config.held_out:,}", "n_features": str(config.n_features)}
+    return text | {"probed": f"{min(PROBED, config.pool):,}"}
 
 
 def _word(method: str) -> str:
