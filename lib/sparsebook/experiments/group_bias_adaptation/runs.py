@@ -1,7 +1,9 @@
 """The experiments: each returns a tidy table (experiment, method, seed, metric, value, unit, its knobs)."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -49,7 +51,10 @@ def run(config: Config, stages: Stages, experiment: str) -> pd.DataFrame:
     if config.scale in ("full", "paper"):
         from sparsebook.recorded import run_stages
 
-        parameters = config.record() | {"activations": config.activations is not None}
+        # A folder of the reader's own stands in the key by its checksum: a record names no machine's paths.
+        folder = None if config.activations is None else str(Path(config.activations).resolve())
+        own = None if folder is None else hashlib.sha256(folder.encode()).hexdigest()
+        parameters = config.record() | {"activations": own}
         return run_stages("group_bias_adaptation", experiment, stages, parameters=parameters)
     return pd.concat([compute() for compute in stages.values()], ignore_index=True)
 
@@ -94,7 +99,7 @@ def _resonance(config: Config, dim: int, ratio: float, pairs: float = 0.0) -> pd
 
 def run_tuning(config: Config) -> pd.DataFrame:
     """Every method at every learning rate on worlds kept apart; the rivals at the L0 that GBA comes to."""
-    own = run(config, {"gba": partial(_tune_world, config, Arm("gba", "gba", 0, *FULL_RANGE))}, "tuning")
+    own = run(config, {"gba": partial(_tune_world, config, Arm("gba", "gba", 0.0, *FULL_RANGE))}, "tuning")
     stages: Stages = {arm.name: partial(_tune_world, config, arm) for arm in rivals(common_l0(own))}
     return pd.concat([own, run(config, stages, "tuning")], ignore_index=True)
 
@@ -260,7 +265,7 @@ def _ascend(config: Config, world: SparseMixture, n_neurons: int, target: float)
 
 def run_real_tuning(config: Config) -> pd.DataFrame:
     """As `run_tuning`, on activations, with runs kept apart."""
-    arm = Arm("gba", "gba", 0, *HIGH_RANGE)
+    arm = Arm("gba", "gba", 0.0, *HIGH_RANGE)
     own = run(config, {"gba": partial(_tune_real, config, arm)}, "real_tuning")
     stages: Stages = {arm.name: partial(_tune_real, config, arm) for arm in rivals(common_l0(own))}
     return pd.concat([own, run(config, stages, "real_tuning")], ignore_index=True)

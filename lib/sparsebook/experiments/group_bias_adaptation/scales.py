@@ -35,40 +35,41 @@ class Config:
     device: str = "cpu"
     activations: str | None = None
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
-    tuning_seeds: tuple[int, ...] = (100, 101)
+    tuning_seeds: tuple[int, ...] = (100,)
     live: int = 50
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    batch: int = 256
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
+    batch: int = 128
     interval: int = 5
-    tokens: int = 20_000
-    test_tokens: int = 8_000
+    tokens: int = 8_000
+    test_tokens: int = 4_000
     resonance_features: int = 256
     resonance_sparsity: int = 3
     resonance_dims: tuple[int, ...] = (12, 20, 32, 64)
     resonance_ratios: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-    resonance_latents: int = 1024
-    resonance_steps: int = 300
+    resonance_latents: int = 512
+    resonance_steps: int = 150
     resonance_rate: float = 1e-2
     mixed_pairs: tuple[float, ...] = (1 / 64, 1.0)
     world_features: int = 128
     world_dim: int = 42
     world_levels: tuple[int, int] = (3, 20)
     world_latents: int = 512
-    world_steps: int = 800
+    world_steps: int = 600
     topk: tuple[int, ...] = (5, 10, 20, 30, 50)
     clamp_updates: int = 200
     width_features: int = 64
     width_dim: int = 48
     width_sparsities: tuple[int, ...] = (1, 2, 3)
-    width_most: int = 4096
-    width_tokens: int = 2048
-    width_steps: int = 8
+    width_most: int = 2048
+    width_tokens: int = 1024
+    width_steps: int = 5
     bound_features: int = 32
     bound_dim: int = 24
     bound_latents: int = 32_768
     real_texts: int = 1024
-    real_latents: int = 768
-    real_steps: int = 400
+    real_test_tokens: int = 8_000
+    real_latents: int = 512
+    real_steps: int = 150
     real_runs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     real_few_runs: tuple[int, ...] = (0, 1, 2, 3, 4)
     real_tuning: tuple[int, ...] = (100,)
@@ -150,6 +151,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "bound_features": 8,
         "bound_dim": 6,
         "bound_latents": 512,
+        "real_test_tokens": 300,
         "real_latents": 96,
         "real_steps": 10,
     },
@@ -158,8 +160,10 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
     # Qwen2.5-1.5B, 100 million tokens, some 66,000 neurons: the worlds stay those of this book.
     "paper": {
         "interval": 50,
+        "batch": 512,
         "real_latents": 65_536,
         "real_steps": 195_000,
+        "real_test_tokens": 2_000,
         "rates": (1e-4, 3e-4, 1e-3),
     },
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,18 @@ from sparsebook.features.group_bias_adaptation import (
     group_of,
 )
 from sparsebook.features.metrics import alive_fraction, densities, feature_recovery_rate, l0, normalized_mse
-from sparsebook.features.sae import BatchTopKSAE, JumpReLUSAE, ReLUSAE, SparseAutoencoder, TopKSAE
+from sparsebook.features.sae import (
+    BatchTopKSAE,
+    JumpReLUSAE,
+    ReLUSAE,
+    SAEOutput,
+    SparseAutoencoder,
+    TopKSAE,
+)
 from sparsebook.features.trainer import AdaptiveL1Controller, AuxK, Step, TrainingOptions, TrainingRule, train
+
+IN_MEMORY = 2**18
+"""Rows of a store that is read as a whole; a larger one is streamed."""
 
 # --- inputs -------------------------------------------------------------------------------------------------
 
@@ -63,45 +74,59 @@ def world_inputs(worlds: Sequence[SparseMixture], seeds: Sequence[int], config: 
         single = [shuffled(x, config.batch, seed) for x, seed in zip(trained, seeds, strict=True)]
         return lambda step: torch.stack([one(step) for one in single])
 
-    return Inputs(source, torch.stack([x[:4096] for x in trained]), torch.stack(tested), tuple(worlds))
+    return Inputs(source, torch.stack([x[:2048] for x in trained]), torch.stack(tested), tuple(worlds))
 
 
-def imbalanced(config: Config, seeds: Sequence[int]) -> Inputs:
+@lru_cache(maxsize=2)
+def imbalanced(config: Config, seeds: tuple[int, ...]) -> Inputs:
     """The imbalanced world, one for each seed."""
     shape = (config.world_levels, config.world_features, config.world_dim)
     worlds = [two_level_mixture(*shape, seed) for seed in seeds]
     return world_inputs(worlds, seeds, config)
 
 
+@lru_cache(maxsize=1)
 def real_inputs(config: Config) -> Inputs:
     """Activations of MiniLM's layer 3, of a reader's folder, or (smoke) of one more world."""
     if config.activations is not None:
         store = folder_store(config.activations)
     elif config.scale == "smoke":
-        x = two_level_mixture((2, 6), 48, 24, seed=9).sample(config.tokens + config.test_tokens, stream(9)).x
+        x = two_level_mixture((2, 6), 48, 24, seed=9).sample(config.tokens, stream(9)).x
         return _table_inputs(x, config)
     else:
         from sparsebook.experiments.activations import minilm_activations, packaged_texts
 
         store = minilm_activations(packaged_texts()[: config.real_texts], layer=3)
-    if len(store) <= 2**18:
+    if len(store) <= IN_MEMORY:
         return _table_inputs(store.rows(), config)
-    test = store.rows(0, config.test_tokens)
-    mean = store.rows(0, min(len(store), 2**16)).mean(0)
-    prepare = lambda x: normalize(x - mean, dim=-1)  # noqa: E731
-    return Inputs(
-        lambda seeds: lambda step: prepare(shuffled(store, config.batch, list(seeds))(step)),
-        prepare(store.rows(config.test_tokens, config.test_tokens + 4096)),
-        prepare(test),
-    )
+    return _streamed_inputs(store, config)
+
+
+def _streamed_inputs(store: ActivationStore, config: Config) -> Inputs:
+    """The last table is held out, the others are trained on and never read as a whole."""
+    if len(store.shards) < 2:
+        raise ValueError(
+            f"activations: one table of {len(store)} rows; expected several, the last is held out"
+        )
+    seen = ActivationStore(store.shards[:-1], store.sizes[:-1], store.width, store.scale)
+    sample = seen.rows(0, min(len(seen), 2**16))
+    test = torch.from_numpy(store.read(len(store.shards) - 1, 0, config.real_test_tokens))
+    mean = sample.mean(0)
+
+    def source(seeds: Sequence[int]) -> BatchSource:
+        raw = shuffled(seen, config.batch, list(seeds))
+        return lambda step: normalize(raw(step) - mean, dim=-1)
+
+    start, held = (normalize(x - mean, dim=1) for x in (sample[:2048], test))
+    return Inputs(source, start, held)
 
 
 def _table_inputs(x: Float[Tensor, "tokens width"], config: Config) -> Inputs:
     """The last tokens are held out: they come from other texts."""
-    held = min(config.test_tokens, len(x) // 4)
+    held = min(config.real_test_tokens, len(x) // 4)
     x = normalize(x - x[:-held].mean(0), dim=1)
     rows = x[:-held]
-    return Inputs(lambda seeds: shuffled(rows, config.batch, list(seeds)), rows[:4096], x[-held:])
+    return Inputs(lambda seeds: shuffled(rows, config.batch, list(seeds)), rows[:2048], x[-held:])
 
 
 def folder_store(folder: str | Path) -> ActivationStore:
@@ -138,11 +163,11 @@ class Arm:
 
     name: str
     method: Literal["gba", "topk", "batch_topk", "l1", "jumprelu"]
-    rate: float = 1e-2
+    rate: float | int = 1e-2
     high: float = 0.1
     low: float = 0.001
     groups: int = 10
-    k: float = 0.0
+    k: float | int = 0.0
     gate: Literal["threshold", "shift"] = "threshold"
 
     @property
@@ -150,7 +175,7 @@ class Arm:
         """Target of each group."""
         return geometric_targets(self.high, self.low, self.groups)
 
-    def at(self, rate: float) -> "Arm":
+    def at(self, rate: float | int) -> "Arm":
         """The same arm with another learning rate."""
         return replace(self, rate=rate)
 
@@ -168,11 +193,27 @@ def build(
         return TopKSAE(**shape, k=max(1, round(arm.k))), [AuxK(k_aux=min(256, n_latents))]
     if arm.method == "batch_topk":
         return BatchTopKSAE(**shape, k=arm.k), [AuxK(k_aux=min(256, n_latents))]
-    steer: list[TrainingRule] = [AdaptiveL1Controller(arm.k)]
     if arm.method == "l1":
-        return ReLUSAE(**shape, sparsity=0.1), steer
-    # The kernel's width of the JumpReLU paper is for a hundred thousand steps; ours is that of the tokens.
-    return JumpReLUSAE(**shape, sparsity=0.01, bandwidth=0.03, initial_threshold=0.03), steer
+        return ReLUSAE(**shape, sparsity=0.1), [AdaptiveL1Controller(arm.k)]
+    return TargetedJumpReLUSAE(**shape, target=arm.k), []
+
+
+class TargetedJumpReLUSAE(JumpReLUSAE):
+    """JumpReLU with a penalty on the distance from a target L0, ``(L0 / target - 1)^2`` (arXiv 2407.14435).
+
+    The kernel's width there is for a hundred thousand steps; here it is wider, for runs of some hundreds.
+    """
+
+    def __init__(self, width: int, n_latents: int, target: float | int, **options: Any) -> None:
+        super().__init__(width, n_latents, 1.0, bandwidth=0.03, initial_threshold=0.03, **options)
+        self.target = target
+
+    def loss_terms(
+        self, x: Tensor, output: SAEOutput, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The squared error, and the squared relative distance of the batch's L0 from its target."""
+        found = super().loss_terms(x, output, generator)
+        return found | {"sparsity": (found["sparsity"] / self.target - 1).square()}
 
 
 def fit(
