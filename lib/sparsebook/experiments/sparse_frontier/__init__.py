@@ -49,6 +49,7 @@ from sparsebook.experiments.sparse_frontier.verdicts import (
     sabotage_samples,
     skill_agreement,
     skill_table,
+    story_table,
     tables,
 )
 
@@ -92,5 +93,6 @@ __all__ = [
     "skill_agreement",
     "skill_samples",
     "skill_table",
+    "story_table",
     "tables",
 ]

@@ -3,11 +3,11 @@
 import sys
 
 from sparsebook.experiments.sparse_frontier.scales import Config
-from sparsebook.experiments.sparse_frontier.verdicts import RECORDED, STORIES, record
+from sparsebook.experiments.sparse_frontier.verdicts import RECORDED, record
 
 if __name__ == "__main__":
     wanted = tuple(sys.argv[1:]) or RECORDED
-    unknown = [name for name in wanted if name not in (*RECORDED, STORIES)]
+    unknown = [name for name in wanted if name not in RECORDED]
     if unknown:
-        sys.exit(f"unknown experiment {', '.join(unknown)}; there are {', '.join((*RECORDED, STORIES))}")
+        sys.exit(f"unknown experiment {', '.join(unknown)}; there are {', '.join(RECORDED)}")
     record(Config.at("full"), wanted)

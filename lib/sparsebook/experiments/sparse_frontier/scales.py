@@ -178,6 +178,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "likelihood_lengths": (16_384, 32_768, 65_536, 131_072),
         "few_cells": False,
         "random_lengths": (),
+        "story_length": 16_384,
         "ablation_length": 16_384,
         "ablation_texts": 100,
     },

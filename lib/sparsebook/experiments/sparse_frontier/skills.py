@@ -223,7 +223,7 @@ def run_live_skill(config: Config) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(experiment="live")
 
 
-LIVE_CELL = (32, 0, EASY, 256)
+LIVE_CELL = (32, 0, EASY, 128)
 """Width, training run, skill and length that are read live, at a tenth of the budget."""
 LIVE_SAMPLES = 48
 

@@ -31,7 +31,7 @@ TEXT_EXPERIMENTS: dict[str, Callable[[Config, pd.DataFrame], pd.DataFrame]] = {
 FRESH, SKILLS, STORIES = "fresh", "skills", "stories"
 """What is measured on texts with the knobs of the table ``knobs``."""
 
-RECORDED = ("knobs", *TEXT_EXPERIMENTS, FRESH, SKILLS)
+RECORDED = ("knobs", *TEXT_EXPERIMENTS, FRESH, STORIES, SKILLS)
 PREFILL_METHODS = ("vertical_slash", "flexprefill", "block_sparse")
 DECODE_METHODS = ("snapkv", "ada_snapkv", "quest")
 HIGH = runs.HIGH
@@ -43,30 +43,22 @@ def tables(config: Config) -> dict[str, pd.DataFrame]:
     """Every table of the chapter: recorded ones at scale `book`, measured ones otherwise.
 
     With a model of the reader's own nothing recorded about text applies. The skills need fifteen trained
-    models: their table is the recorded one at every scale but `full`.
+    models and stories a language model: at `smoke` these tables are the recorded ones.
     """
     from sparsebook.recorded import load
 
     found = {"costs": runs.run_costs(config), "index_costs": runs.run_index_costs(config)}
     if config.scale == "book" and config.model is None:
-        return found | {name: load("sparse_frontier", name).table for name in RECORDED} | _stories()
+        return found | {name: load("sparse_frontier", name).table for name in RECORDED}
     found["knobs"] = runs.run_knobs(config)
     for name, experiment in TEXT_EXPERIMENTS.items():
         found[name] = experiment(config, found["knobs"])
     if config.fresh:
         found[FRESH] = runs.run_fresh(config, found["knobs"])
+    own = config.scale in ("full", "paper") or config.model is not None
+    found[STORIES] = run_stories(config) if own else load("sparse_frontier", STORIES).table
     found[SKILLS] = run_skills(config) if config.scale == "full" else load("sparse_frontier", SKILLS).table
     return found
-
-
-def _stories() -> dict[str, pd.DataFrame]:
-    """The table of stories, where it was recorded."""
-    from sparsebook.recorded import load
-
-    try:
-        return {STORIES: load("sparse_frontier", STORIES).table}
-    except FileNotFoundError:
-        return {}
 
 
 def record(config: Config, only: Sequence[str] = RECORDED) -> None:
@@ -134,7 +126,7 @@ def claim_samples(found: dict[str, pd.DataFrame], *, sabotaged: bool = False) ->
     # C2c asks for what these models do not do: their counting bears any mask in prefilling.
     skills = skill_samples(found[SKILLS], sabotaged)
     samples |= {name: value for name, value in skills.items() if name != "C2c"}
-    return samples | (story_samples(found[STORIES], sabotaged) if STORIES in found else {})
+    return samples | story_samples(found[STORIES], sabotaged)
 
 
 def cost_samples(costs: pd.DataFrame) -> dict[str, Samples]:
@@ -315,7 +307,7 @@ def sabotage_samples(config: Config) -> dict[str, Samples]:
     Those of skills and stories are the recorded ones of random masks, which went through the same models.
     """
     config = replace(config, texts=tuple(range(3, 11)))  # as many as a verdict needs
-    samples = claim_samples(tables(config) | _stories(), sabotaged=True)
+    samples = claim_samples(tables(config), sabotaged=True)
     return {
         name: value for name, value in samples.items() if name not in cost_samples(runs.run_costs(config))
     }
@@ -444,7 +436,8 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         f"{100 * v:.1f} %" for v in (index.vertical_slash.max(), index.vertical_slash.min())
     )
     text["index_pages"] = f"{100 * index.quest.mean():.1f} %"
-    return text | _text_answers(found, samples) | skill_answers(found[SKILLS], samples)
+    text |= _text_answers(found, samples) | skill_answers(found[SKILLS], samples)
+    return text | _story_answers(found[STORIES], samples)
 
 
 def _text_counts(found: dict[str, pd.DataFrame]) -> dict[str, str]:
@@ -480,6 +473,30 @@ def _text_answers(found: dict[str, pd.DataFrame], samples: dict[str, np.ndarray]
     for phase, method in (*six(), ("prefill", "streaming"), ("decode", "tova"), ("decode", "streaming")):
         text[f"loss_{phase}_{method}"] = f"{mean[phase, method]:+.3f}"
     return text
+
+
+def _story_answers(table: pd.DataFrame, samples: dict[str, np.ndarray]) -> dict[str, str]:
+    text = {name: f"{samples[name].mean():+.2f}" for name in ("C2d", "C2e", "C3f", "C5c")}
+    return text | {"n_stories": str(table.seed.nunique())}
+
+
+def story_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Loss of the right answers read densely, and what each method adds, nats a token, mean over stories."""
+    own = found[STORIES][found[STORIES].metric == "loss"]
+    own = own.assign(phase=own.phase.fillna("dense"))
+    wide = own.pivot_table(index=["phase", "method"], columns="task", values="value")
+    dense = wide.loc[("dense", "dense")]
+    wide = wide.where(wide.index.get_level_values("phase") == "dense", wide - dense)
+    return _named(wide[["retrieval", "multihop", "filtering"]]).map("{:+.2f}".format)
+
+
+def _named(wide: pd.DataFrame) -> pd.DataFrame:
+    """Rows by (phase, method), in the order of the text and with names to be read."""
+    order = [("dense", "dense"), *SIX[:3], ("prefill", "streaming"), ("prefill", "random")]
+    order += [*SIX[3:], ("decode", "tova"), ("decode", "streaming"), ("decode", "random")]
+    wide = wide.reindex([pair for pair in order if pair in wide.index])
+    wide.index = pd.Index(["dense" if p == "dense" else f"{LABELS[m]}, {p}" for p, m in wide.index])
+    return wide
 
 
 def skill_answers(table: pd.DataFrame, samples: dict[str, np.ndarray]) -> dict[str, str]:
@@ -519,11 +536,7 @@ def skill_table(found: dict[str, pd.DataFrame], sparsity: float = FIFTH) -> pd.D
     own = own[own.sparsity.isin([0.0, sparsity])]
     runs_first = own.groupby(["phase", "method", "task", "seed"])["value"].mean()
     wide = runs_first.groupby(["phase", "method", "task"]).mean().unstack()[list(TASKS)]
-    order = [("dense", "dense"), *SIX[:3], ("prefill", "streaming"), ("prefill", "random")]
-    order += [*SIX[3:], ("decode", "tova"), ("decode", "streaming"), ("decode", "random")]
-    wide = wide.reindex([pair for pair in order if pair in wide.index])
-    wide.index = ["dense" if p == "dense" else f"{LABELS[m]}, {p}" for p, m in wide.index]
-    return wide.round(2)
+    return _named(wide).round(2)
 
 
 def skill_agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame]) -> pd.DataFrame:
