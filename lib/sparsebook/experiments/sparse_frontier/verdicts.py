@@ -13,6 +13,7 @@ from sparsebook.experiments.sparse_frontier import runs
 from sparsebook.experiments.sparse_frontier.scales import Config
 from sparsebook.experiments.sparse_frontier.skills import (
     FIFTH,
+    REACHED,
     SIX,
     TENTH,
     Scores,
@@ -486,7 +487,8 @@ def story_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     own = own.assign(phase=own.phase.fillna("dense"))
     wide = own.pivot_table(index=["phase", "method"], columns="task", values="value")
     dense = wide.loc[("dense", "dense")]
-    wide = wide.where(wide.index.get_level_values("phase") == "dense", wide - dense)
+    wide = wide - dense
+    wide.loc[("dense", "dense")] = dense
     return _named(wide[["retrieval", "multihop", "filtering"]]).map("{:+.2f}".format)
 
 
@@ -516,6 +518,7 @@ def skill_answers(table: pd.DataFrame, samples: dict[str, np.ndarray]) -> dict[s
             own = scores.score[(scores.score.width == scores.widest) & (scores.score.task == task)]
             own = own[(own.phase == phase) & (own.method == method) & (own.sparsity == FIFTH)]
             text[f"{task}_{method}"] = f"{own.groupby('seed')['value'].mean().mean():.2f}"
+    text["reached"] = f"{100 * REACHED:.0f} %"
     text["skill_widths"] = ", ".join(map(str, scores.widths))
     text["skill_runs"] = str(table.seed.nunique())
     text["skill_lengths"] = ", ".join(map(str, sorted(table.n_tokens.unique())))
