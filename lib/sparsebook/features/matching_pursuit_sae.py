@@ -269,16 +269,17 @@ class HitL0(TrainingRule):
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        sae = step.trainer.sae
-        if not isinstance(getattr(sae, "sparsity", None), Tensor):
-            raise ValueError(f"sae is a {type(sae).__name__}: HitL0 expected one with a weight, 'sparsity'")
+        sparsity = getattr(step.trainer.sae, "sparsity", None)
+        if not isinstance(sparsity, Tensor):
+            kind = type(step.trainer.sae).__name__
+            raise ValueError(f"sae is a {kind}: HitL0 expected one with a weight, 'sparsity'")
         if not self.weight.numel():
-            self.weight = torch.full_like(sae.sparsity, self.start)
+            self.weight = torch.full_like(sparsity, self.start)
         done = step.number + 1
         if done > self.warmup:
             few = step.output.codes.active_per_token().double().mean(-1) < self.target
             self.weight *= torch.where(few, 1 - self.rate, 1 + self.rate).to(self.weight)
-        sae.sparsity.copy_(self.weight * min(1.0, done / max(1, self.warmup)))
+        sparsity.copy_(self.weight * min(1.0, done / max(1, self.warmup)))
 
     def state(self) -> dict[str, Tensor]:
         return {"weight": self.weight}

@@ -34,7 +34,9 @@ PRINTED = {
 """The paper's Table 1; of the last cell the middle of what it prints for several deviations."""
 
 
-def _subplots(rows: int, columns: int, width: float = 8.0, height: float = 3.6, **more: Any) -> Any:
+def _subplots(
+    rows: int, columns: int, width: float | int = 8.0, height: float | int = 3.6, **more: Any
+) -> Any:
     import matplotlib.pyplot as plt
 
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **more)
@@ -44,7 +46,7 @@ def _below(figure: "Figure", axes: "Axes", columns: int = 3) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
-def _powers(axis: Any, ticks: Iterable[float]) -> None:
+def _powers(axis: Any, ticks: Iterable[Any]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axis.set_major_locator(FixedLocator(list(ticks)))
@@ -134,7 +136,7 @@ def draw_absorption(table: pd.DataFrame) -> "Figure":
     return figure
 
 
-def _spread(place: float, n: int) -> np.ndarray:
+def _spread(place: float | int, n: int) -> np.ndarray:
     return place + np.linspace(-0.22, 0.22, n) if n > 1 else np.array([place])
 
 
@@ -156,20 +158,19 @@ def draw_norms(norms: pd.DataFrame) -> "Figure":
 
 def draw_fixed(fixed: pd.DataFrame) -> "Figure":
     """Magnitudes that vary against fixed ones: the lowest matched cosine, and children merged."""
-    figure, axes = _subplots(1, 2, height=2.3, sharey=True)
-    for ax, (metric, label) in zip(
-        axes[0],
-        {"lowest_cosine": "lowest cosine of a run", "merged": "share of children merged"}.items(),
-        strict=True,
-    ):
-        for place, method in enumerate(("varied", "fixed")):
-            own = values(fixed, method, metric)
-            ax.scatter(
-                own, _spread(place, len(own)), color=color("mp" if place == 0 else "relu"), s=18, alpha=0.8
-            )
+    thresholds = sorted(set(fixed.threshold))
+    arms = [(threshold, method) for threshold in thresholds for method in ("varied", "fixed")]
+    figure, axes = _subplots(1, 2, height=2.9, sharey=True)
+    panels = {"lowest_cosine": "lowest cosine of a run", "merged": "share of children merged"}
+    for ax, (metric, label) in zip(axes[0], panels.items(), strict=True):
+        for place, (threshold, method) in enumerate(arms):
+            own = values(fixed, method, metric, threshold=threshold)
+            shade = color("mp" if method == "varied" else "relu")
+            ax.scatter(own, _spread(place, len(own)), color=shade, s=18, alpha=0.8)
         ax.set_xlabel(label)
-    axes[0, 0].set_yticks([0, 1], ["varied", "fixed"])
-    axes[0, 0].set_ylim(1.5, -0.5)
+    names = [f"{method}, threshold {threshold:g}" for threshold, method in arms]
+    axes[0, 0].set_yticks(range(len(arms)), names)
+    axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     return figure
 
 

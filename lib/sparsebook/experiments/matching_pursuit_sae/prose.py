@@ -70,8 +70,10 @@ def _toy_answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, st
         text[f"norm_{name}"] = _count(values(norms, norm, "exact", cosine=0.0))
         text[f"norm_{name}_shown"] = _count(values(norms, norm, "exact", cosine=config.norm_cosines[-1]))
     for method in ("varied", "fixed"):
-        text[f"{method}_exact"] = _count(values(fixed, method, "exact"))
-        text[f"{method}_merged"] = f"{values(fixed, method, 'merged').mean():.0%}"
+        for name, threshold in (("", config.fixed_threshold), ("_low", config.threshold)):
+            text[f"{method}_exact{name}"] = _count(values(fixed, method, "exact", threshold=threshold))
+            merged = values(fixed, method, "merged", threshold=threshold).mean()
+            text[f"{method}_merged{name}"] = f"{merged:.0%}"
     return text
 
 

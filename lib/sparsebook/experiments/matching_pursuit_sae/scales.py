@@ -32,7 +32,8 @@ class Config:
     cosines : of siblings, ascending
     moderate : the cosines up to which siblings count as moderately correlated
     shown : the cosine at which dictionaries are drawn
-    threshold, fixed_threshold : at which pursuit stops; the latter where magnitudes are fixed
+    threshold, fixed_threshold : at which pursuit stops; the latter is the original benchmark's, where
+        magnitudes are fixed
     k : active latents a sample that the baselines aim at
     cells, cell_seeds, cell_steps : of the comparison of absorption
     fixed_steps : of the comparison of varying with fixed magnitudes
@@ -56,7 +57,7 @@ class Config:
     device: str = "cpu"
     store: str | None = None
     embeddings: str | None = None
-    steps: int = 2500
+    steps: int = 15_000
     batch: int = 200
     seeds: int = 8
     cosines: tuple[float, ...] = (0.0, 0.3, 0.9)
@@ -68,7 +69,7 @@ class Config:
     cells: tuple[Cell, ...] = (Cell(1.0, 1 / 4), Cell(0.5, 1 / 400), Cell(0.1, 1 / 40))
     cell_seeds: int = 8
     cell_steps: int = 1500
-    fixed_steps: int = 1500
+    fixed_steps: int = 2500
     norm_steps: int = 1500
     norm_cosines: tuple[float, ...] = (0.0, 0.3)
     judged: int = 2000
@@ -80,13 +81,13 @@ class Config:
     ks: tuple[int, ...] = (4, 8, 16)
     k_shown: int = 8
     k_inference: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    real_steps: int = 200
+    real_steps: int = 800
     real_batch: int = 256
     real_seeds: int = 5
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     world_seeds: int = 8
-    world_steps: int = 300
-    world_batch: int = 128
+    world_steps: int = 1500
+    world_batch: int = 256
     world_features: int = 512
     active: int = 8
     sabotage: str = ""

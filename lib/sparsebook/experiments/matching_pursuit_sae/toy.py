@@ -27,7 +27,7 @@ from sparsebook.features.matching_pursuit_sae import (
     toy_options,
 )
 from sparsebook.features.metrics import squared_error
-from sparsebook.features.sae import LinearEncoderSAE, MatryoshkaSAE, ReLUSAE, SparseAutoencoder
+from sparsebook.features.sae import LinearEncoderSAE, MatryoshkaSAE, Mode, ReLUSAE, SparseAutoencoder
 from sparsebook.features.trainer import Trainer, TrainingRule
 
 TREE = published_tree()
@@ -83,7 +83,7 @@ def _start(sae: LinearEncoderSAE, seeds: Sequence[int], encoder: float, decoder:
     sae.encoder_bias.zero_()
 
 
-def _scaled(batches: BatchSource, factor: Tensor) -> BatchSource:
+def _scaled(batches: BatchSource, factor: Tensor | float) -> BatchSource:
     return lambda step: batches(step) * factor
 
 
@@ -139,7 +139,7 @@ class Toy:
         shape = {"longest": sae.decoder.norm(dim=-1).amax(-1), "shortest": sae.decoder.norm(dim=-1).amin(-1)}
         if isinstance(sae, MatchingPursuitSAE):
             sae.normalise_decoder_()
-        factor, mode = self.factor(method), "threshold" if method == "batch_topk" else "batch"
+        factor, mode = self.factor(method), _mode(method)
         concepts = TREE.sample_active(1000, stream(self.config.seed, 5)).float()
         match = match_latents(sae.encode(concepts @ self.truth * factor, mode).dense(), concepts)
         match = _rematched(match, matching)
@@ -159,7 +159,7 @@ class Toy:
         }
 
     def _codes(
-        self, sae: SparseAutoencoder, match: Tensor, mode: Any, factor: Tensor | float
+        self, sae: SparseAutoencoder, match: Tensor, mode: Mode, factor: Tensor | float
     ) -> dict[str, Tensor]:
         """On samples that were never trained on."""
         number = 10**7
@@ -175,6 +175,11 @@ class Toy:
             "code_error": squared_error(true, ordered) / true.square().sum(-1).mean(-1),
             "silent": (ordered.amax(1) <= 0).any(-1).double(),
         }
+
+
+def _mode(method: str) -> Mode:
+    """BatchTopK is judged with its stored threshold."""
+    return "threshold" if method == "batch_topk" else "batch"
 
 
 def _rematched(match: Tensor, matching: str) -> Tensor:
@@ -241,7 +246,7 @@ def _matrices(
 ) -> Rows:
     """Cosines of the first seed's matched atoms with the true directions."""
     place = list(cosines).index(config.shown) * config.seeds
-    factor, mode = toy.factor(method), "threshold" if method == "batch_topk" else "batch"
+    factor, mode = toy.factor(method), _mode(method)
     concepts = TREE.sample_active(1000, stream(config.seed, 5)).float()
     match = match_latents(sae.encode(concepts @ toy.truth * factor, mode).dense(), concepts)
     table = matched_atoms(sae.decoder, match)[place] @ toy.truth[place].T
@@ -266,11 +271,12 @@ def _norms(config: Config, norms: str) -> Rows:
 
 
 def run_fixed(config: Config) -> pd.DataFrame:
-    """Pursuit with magnitudes that vary and with fixed ones, at the original benchmark's threshold."""
-    return run(config, {"both": partial(_fixed, config)}, "fixed")
+    """Pursuit with magnitudes that vary and with fixed ones, at the toy's and the original threshold."""
+    thresholds = (config.threshold, config.fixed_threshold)
+    return run(config, {f"threshold {t:g}": partial(_fixed, config, t) for t in thresholds}, "fixed")
 
 
-def _fixed(config: Config) -> Rows:
+def _fixed(config: Config, threshold: float) -> Rows:
     varied, fixed = (toy_at(config, (0.0,), config.seeds, deviation=d) for d in (0.25, 0.0))
     if config.sabotage:
         fixed = varied
@@ -279,10 +285,12 @@ def _fixed(config: Config) -> Rows:
         lambda step: torch.cat([varied.batches(step), fixed.batches(step)]),
     )  # fmt: skip
     steps = 0 if config.sabotage == "untrained" else config.fixed_steps
-    sae = both.train("mp", steps, threshold=config.fixed_threshold)
-    metrics, n = both.judge("mp", sae), config.seeds
-    out = rows("fixed", "varied", varied.seeds, {name: v[:n] for name, v in metrics.items()}, cosine=0.0)
-    return out + rows("fixed", "fixed", fixed.seeds, {name: v[n:] for name, v in metrics.items()}, cosine=0.0)
+    metrics, n = both.judge("mp", both.train("mp", steps, threshold=threshold)), config.seeds
+    out: Rows = []
+    for method, arm, part in (("varied", varied, slice(n)), ("fixed", fixed, slice(n, None))):
+        own = {name: values[part] for name, values in metrics.items()}
+        out += rows("fixed", method, arm.seeds, own, cosine=0.0, threshold=threshold)
+    return out
 
 
 def run_absorption(config: Config) -> pd.DataFrame:

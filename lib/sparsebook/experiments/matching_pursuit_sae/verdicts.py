@@ -129,9 +129,17 @@ def _absorption_samples(table: pd.DataFrame, config: Config) -> dict[str, Sample
 
 
 def _fixed_samples(fixed: pd.DataFrame) -> dict[str, Samples]:
-    less = values(fixed, "varied", "exact") - values(fixed, "fixed", "exact")
-    merged = values(fixed, "fixed", "merged")
-    return {"C4a": Samples(less, unit=FRACTION), "C4b": Samples(merged, unit=FRACTION)}
+    low, high = sorted(set(fixed.threshold))
+    less = {
+        threshold: values(fixed, "varied", "exact", threshold=threshold)
+        - values(fixed, "fixed", "exact", threshold=threshold)
+        for threshold in (low, high)
+    }
+    return {
+        "C4a": Samples(less[high], unit=FRACTION),
+        "C4b": Samples(values(fixed, "fixed", "merged", threshold=high), unit=FRACTION),
+        "C4c": Samples(less[low], unit=FRACTION),
+    }
 
 
 def _norm_samples(norms: pd.DataFrame) -> dict[str, Samples]:
@@ -228,7 +236,7 @@ CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "four steps": (("real",), ("C6a", "C6b")),
     "one k": (("real",), ("C8b", "C8c")),
-    "same arms": (("fixed", "norms"), ("C4a", "H4")),
+    "same arms": (("fixed", "norms"), ("C4a", "C4c", "H4")),
     "labels": (("modalities",), ("C9a",)),
     "given": (("superposed",), ("H6",)),
 }

@@ -122,11 +122,15 @@ def run_superposed(config: Config) -> pd.DataFrame:
     return run(config, stages, "superposed")
 
 
+def _tokens(world: SparseMixture, n: int, generator: torch.Generator) -> Tensor:
+    return world.sample(n, generator).x
+
+
 def _superposed(config: Config, method: str, dim: int = 64, k: int = 8) -> Rows:
     seeds, n = _seeds(config), config.world_features
     worlds = [SparseMixture(n, dim, config.active, "varied", seed=seed) for seed in seeds]
     sources = [
-        sampled(lambda m, g, world=world: world.sample(m, g).x, config.world_batch, seed)
+        sampled(partial(_tokens, world), config.world_batch, seed)
         for world, seed in zip(worlds, seeds, strict=True)
     ]
     batches = lambda step: torch.stack([source(step) for source in sources]).to(config.device)  # noqa: E731
