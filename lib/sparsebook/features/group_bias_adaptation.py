@@ -33,7 +33,7 @@ True
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -106,7 +106,7 @@ class BiasAdaptation:
         eps: float = 1e-6,
         low: float | int = -1.0,
         high: float | int = 0.0,
-        clamps: Literal["ordered", "printed"] = "ordered",
+        clamps: str = "ordered",
     ) -> None:
         if not bool(((targets > 0) & (targets <= 1)).all()):
             raise ValueError(f"targets={targets.tolist()}: expected numbers above 0 and at most 1")
@@ -231,7 +231,7 @@ class TiedJumpReLUSAE(SparseAutoencoder):
         width: int,
         n_latents: int,
         *,
-        gate: Literal["threshold", "shift"] = "threshold",
+        gate: str = "threshold",
         scale: float | int = 0.1,
         **options: Any,
     ) -> None:

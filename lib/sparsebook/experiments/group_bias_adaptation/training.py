@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,13 +162,13 @@ class Arm:
     """
 
     name: str
-    method: Literal["gba", "topk", "batch_topk", "l1", "jumprelu"]
+    method: str
     rate: float | int = 1e-2
     high: float = 0.1
     low: float = 0.001
     groups: int = 10
     k: float | int = 0.0
-    gate: Literal["threshold", "shift"] = "threshold"
+    gate: str = "threshold"
 
     @property
     def targets(self) -> Float[Tensor, " groups"]:

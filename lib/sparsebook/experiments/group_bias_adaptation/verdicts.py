@@ -11,7 +11,7 @@ from sparsebook.experiments.group_bias_adaptation import runs
 from sparsebook.experiments.group_bias_adaptation.scales import Config
 
 FINGERPRINT = "sparsebook.experiments.group_bias_adaptation.runs:fingerprint"
-RECORDED = ("tuning", "world", "real_tuning", "real", "resonance", "clamps", "width")
+RECORDED = ("tuning", "world", "real_tuning", "real", "resonance", "clamps", "width", "longer")
 Tables = dict[str, pd.DataFrame]
 
 LABELS = {
@@ -50,10 +50,12 @@ def measured(config: Config, names: Sequence[str], kept: Tables | None = None) -
     for name in names:
         if name in simple:
             found[name] = simple[name](config)
-    if {"tuning", "world"} & set(names) and "tuning" not in found:
+    if {"tuning", "world", "longer"} & set(names) and "tuning" not in found:
         found["tuning"] = runs.run_tuning(config)
     if "world" in names:
         found["world"] = runs.run_world(config, found["tuning"])
+    if "longer" in names:
+        found["longer"] = runs.run_longer(config, found["tuning"])
     if {"real_tuning", "real"} & set(names) and "real_tuning" not in found:
         found["real_tuning"] = runs.run_real_tuning(config)
     if "real" in names:
@@ -336,6 +338,8 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
     samples = {name: np.asarray(value.values) for name, value in claim_samples(found, config).items()}
     text = {name: f"{values.mean():+.2f}" for name, values in samples.items() if values.ndim == 1}
     world, real = found["world"], found["real"]
+    for method in ("gba", *runs.RIVALS):
+        text[f"longer_{method}"] = f"{100 * per_seed(found['longer'], method, 'frr_0.9').mean():.0f} %"
     for method in dict.fromkeys(world.method):
         for tau in ("0.8", "0.9"):
             mean = per_seed(world, method, f"frr_{tau}").mean()
