@@ -209,6 +209,7 @@ def draw_likelihood(added: pd.DataFrame) -> "Figure":
                 face = color(method) if filled else "white"
                 one.plot(wide[sparsity].mean(), at, marker(method), color=color(method), markerfacecolor=face)
         one.axvline(0, color="#222222", lw=1)
+        one.locator_params(axis="x", nbins=5)
         one.set_yticks(range(len(names)), [LABELS[name] for name in names])
         one.invert_yaxis()
         one.set(
@@ -360,8 +361,8 @@ def draw_budgets(table: pd.DataFrame) -> "Figure":
             for width in known
         }
         wide = pd.DataFrame(lost).dropna()
-        place = [scores.widths.index(width) for width in known]
-        _band(right, place, wide, "dense", color=shade, marker="s", label=task)
+        spots = [scores.widths.index(width) for width in known]
+        _band(right, spots, wide, "dense", color=shade, marker="s", label=task)
     right.set_xticks(range(len(scores.widths)), [str(w) for w in scores.widths])
     right.set(xlabel="width of the model", ylabel="score lost at a tenth", title="By size")
     for axes in (left, right):

@@ -408,8 +408,7 @@ def reads_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
 def loss_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Loss added by each method, mean over the texts, in nats."""
     wide = losses(found).pivot_table(index=["phase", "method"], columns="sparsity", values="value")
-    wide.index = [f"{LABELS[method]}, {phase}" for phase, method in wide.index]
-    return wide.round(3).astype(object).where(wide.notna(), "not measured")
+    return _named(wide.map(lambda value: "not measured" if np.isnan(value) else signed(value)))
 
 
 def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
@@ -453,9 +452,9 @@ def _text_counts(found: dict[str, pd.DataFrame]) -> dict[str, str]:
 
 def _text_answers(found: dict[str, pd.DataFrame], samples: dict[str, np.ndarray]) -> dict[str, str]:
     text = {
-        name: f"{samples[name].mean():+.3f}" for name in ("C3d", "C3e", "C4c", "H1", "H2", "H3", "H4", "H5")
+        name: signed(samples[name].mean()) for name in ("C3d", "C3e", "C4c", "H1", "H2", "H3", "H4", "H5")
     }
-    text |= {name: f"{samples[name].mean():+.3f}" for name in ("C10a", "C10b", "C10c", "C10d", "C10f")}
+    text |= {name: signed(samples[name].mean()) for name in ("C10a", "C10b", "C10c", "C10d", "C10f")}
     for name in ("C6b", "C6c"):
         text[name] = " → ".join(f"{v:.3f}" for v in samples[name].mean(axis=0))
     recall, n = found["recall"], int(found["recall"].n_tokens.max())
@@ -472,12 +471,18 @@ def _text_answers(found: dict[str, pd.DataFrame], samples: dict[str, np.ndarray]
     added = losses(found)
     mean = added[added.sparsity == TENTH].groupby(["phase", "method"])["value"].mean()
     for phase, method in (*six(), ("prefill", "streaming"), ("decode", "tova"), ("decode", "streaming")):
-        text[f"loss_{phase}_{method}"] = f"{mean[phase, method]:+.3f}"
+        text[f"loss_{phase}_{method}"] = signed(mean[phase, method])
     return text
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A number with its sign; zero has none."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else text[1:]
+
+
 def _story_answers(table: pd.DataFrame, samples: dict[str, np.ndarray]) -> dict[str, str]:
-    text = {name: f"{samples[name].mean():+.2f}" for name in ("C2d", "C2e", "C3f", "C5c")}
+    text = {name: signed(samples[name].mean(), 2) for name in ("C2d", "C2e", "C3f", "C5c")}
     return text | {"n_stories": str(table.seed.nunique())}
 
 
@@ -488,8 +493,9 @@ def story_table(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
     wide = own.pivot_table(index=["phase", "method"], columns="task", values="value")
     dense = wide.loc[("dense", "dense")]
     wide = wide - dense
-    wide.loc[("dense", "dense")] = dense
-    return _named(wide[["retrieval", "multihop", "filtering"]]).map("{:+.2f}".format)
+    shown = _named(wide[["retrieval", "multihop", "filtering"]]).map(partial(signed, digits=2))
+    shown.loc["dense"] = [f"{dense[task]:.2f}" for task in shown]
+    return shown.rename(columns={"multihop": "multi-hop"})
 
 
 def _named(wide: pd.DataFrame) -> pd.DataFrame:
@@ -505,7 +511,7 @@ def skill_answers(table: pd.DataFrame, samples: dict[str, np.ndarray]) -> dict[s
     """Numbers of the section on skills."""
     scores = Scores(table)
     names = [name for name in SKILL_CLAIMS if name in samples]
-    text = {name: f"{samples[name].mean():+.3f}" for name in names}
+    text = {name: signed(samples[name].mean()) for name in names}
     text |= {name: f"{samples[name].mean():.2f}" for name in ("C1a", "C1b")}
     text["C6a"] = " → ".join(f"{value:.2f}" for value in samples["C6a"].mean(axis=0))
     dense = scores.table[(scores.table.metric == "score") & (scores.table.method == "dense")]
