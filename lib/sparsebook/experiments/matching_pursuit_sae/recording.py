@@ -21,6 +21,23 @@ RUNS: dict[str, tuple[Callable[[Config], pd.DataFrame], tuple[str, ...]]] = {
 }
 """Each run with the tables that it fills."""
 
+_TOY = ("seed", "batch", "seeds", "threshold", "k", "judged")
+_WORLD = ("seed", "judged", "world_seeds", "world_steps", "world_batch")
+FIELDS: dict[str, tuple[str, ...]] = {
+    "properties": ("seed", "judged", "threshold"),
+    "norms": (*_TOY, "norm_steps", "norm_cosines"),
+    "toy": (*_TOY, "steps", "cosines", "moderate", "shown"),
+    "fixed": (*_TOY, "fixed_steps", "fixed_threshold"),
+    "absorption": (*_TOY, "cells", "cell_seeds", "cell_steps"),
+    "real": (
+        "seed", "stores", "texts", "held_out", "latents", "expansion", "ks", "k_shown", "k_inference",
+        "real_steps", "real_batch", "real_seeds", "rates",
+    ),
+    "modalities": _WORLD,
+    "superposed": (*_WORLD, "world_features", "active"),
+}  # fmt: skip
+"""What of the configuration each run depends on: kept with its tables."""
+
 RECORDED = tuple(name for _, names in RUNS.values() for name in names)
 FINGERPRINT = "sparsebook.experiments.matching_pursuit_sae.recording:fingerprint"
 
@@ -55,9 +72,10 @@ def record(config: Config, only: tuple[str, ...] = tuple(RUNS)) -> None:
 
     for run in only:
         function, names = RUNS[run]
+        parameters = {field: value for field, value in config.record().items() if field in FIELDS[run]}
         for name, table in split(function(config), names).items():
             save(
-                "matching_pursuit_sae", name, table, parameters=config.record(),
+                "matching_pursuit_sae", name, table, parameters=parameters,
                 seeds=sorted({int(seed) for seed in table.seed}), fingerprint_function=FINGERPRINT, rtol=1e-2,
             )  # fmt: skip
 

@@ -57,7 +57,7 @@ class Config:
     device: str = "cpu"
     store: str | None = None
     embeddings: str | None = None
-    steps: int = 15_000
+    steps: int = 2500
     batch: int = 200
     seeds: int = 8
     cosines: tuple[float, ...] = (0.0, 0.3, 0.9)
