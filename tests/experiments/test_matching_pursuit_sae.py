@@ -244,11 +244,18 @@ def test_paper_scale_on_a_fabricated_folder(tmp_path):
         folder = tmp_path / ("embeddings" if name in ("images", "texts") else "store")
         folder.mkdir(exist_ok=True)
         np.save(folder / f"{name}.npy", draw.normal(size=(120, 6)).astype(np.float32))
-    config = Config.at(
-        "paper", store=str(tmp_path / "store"), embeddings=str(tmp_path / "embeddings"), device="cpu",
-        held_out=40, real_batch=20, world_batch=20, real_steps=2, world_steps=2, real_seeds=2, world_seeds=2, ks=(2, 4),
-        k_shown=4, k_inference=(2, 4, 8), rates=(1e-3,), judged=40, latents=24,
-    )  # fmt: skip
+    small = {"held_out": 40, "real_batch": 20, "world_batch": 20, "joint_steps": 2, "joint_batch": 20}
+    small |= {
+        "real_steps": 2,
+        "world_steps": 2,
+        "real_seeds": 2,
+        "world_seeds": 2,
+        "judged": 40,
+        "latents": 24,
+    }
+    small |= {"ks": (2, 4), "k_shown": 4, "k_inference": (2, 4, 8), "rates": (1e-3,)}
+    folders = {name: str(tmp_path / name) for name in ("store", "embeddings")}
+    config = Config.at("paper", device="cpu", **folders, **small)
     assert config.expansion == 25
     tuning = pd.DataFrame(
         [r for s in ("vit", "tinystories") for m in arms.ARMS for r in real._tuning(config, s, m)]

@@ -22,7 +22,7 @@ RUNS: dict[str, tuple[Callable[[Config], pd.DataFrame], tuple[str, ...]]] = {
 """Each run with the tables that it fills."""
 
 _TOY = ("seed", "batch", "seeds", "threshold", "k", "judged")
-_WORLD = ("seed", "judged", "world_seeds", "world_steps", "world_batch")
+_WORLD = ("seed", "judged", "world_seeds")
 FIELDS: dict[str, tuple[str, ...]] = {
     "properties": ("seed", "judged", "threshold"),
     "norms": (*_TOY, "norm_steps", "norm_cosines"),
@@ -33,8 +33,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "seed", "stores", "texts", "held_out", "latents", "expansion", "ks", "k_shown", "k_inference",
         "real_steps", "real_batch", "real_seeds", "rates",
     ),
-    "modalities": _WORLD,
-    "superposed": (*_WORLD, "world_features", "active"),
+    "modalities": (*_WORLD, "joint_steps", "joint_batch"),
+    "superposed": (*_WORLD, "world_steps", "world_batch", "world_features", "active"),
 }  # fmt: skip
 """What of the configuration each run depends on: kept with its tables."""
 

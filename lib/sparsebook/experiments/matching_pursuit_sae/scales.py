@@ -46,7 +46,9 @@ class Config:
     expansion : latents over the width of the activations; None for `latents`
     ks, k_shown, k_inference : steps (latents a token), the one that is looked at, those at inference
     real_steps, real_batch, real_seeds, rates : of the trainings on activations; rates are tuned
-    world_seeds, world_steps, world_batch : of the superposed world and of the joint embedding
+    world_seeds : of the two made-up worlds
+    joint_steps, joint_batch : of the joint embedding
+    world_steps, world_batch : of the superposed world
     world_features, active : of the superposed world, and features of one of its tokens
     sabotage : broken as the claims' controls say, see `SABOTAGES`
     """
@@ -81,11 +83,13 @@ class Config:
     ks: tuple[int, ...] = (4, 8, 16)
     k_shown: int = 8
     k_inference: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    real_steps: int = 800
+    real_steps: int = 200
     real_batch: int = 256
     real_seeds: int = 5
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     world_seeds: int = 8
+    joint_steps: int = 300
+    joint_batch: int = 128
     world_steps: int = 1500
     world_batch: int = 256
     world_features: int = 512
@@ -166,6 +170,8 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "real_seeds": 2,
         "rates": (1e-2,),
         "world_seeds": 2,
+        "joint_steps": 30,
+        "joint_batch": 64,
         "world_steps": 30,
         "world_batch": 64,
         "world_features": 48,
@@ -184,6 +190,8 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "real_batch": 8000,
         "real_seeds": 8,
         "rates": (1e-4, 5e-4, 2e-3),
+        "joint_steps": 20_000,
+        "joint_batch": 1024,
         "world_steps": 20_000,
         "world_batch": 1024,
         "steps": 15_000,

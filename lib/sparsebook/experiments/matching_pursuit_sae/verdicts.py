@@ -228,7 +228,7 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "untrained": (
         ("toy", "fixed", "real"),
-        ("C1d", "C1e", "C1f", "C1g", "C2a", "C2b", "C2c", "C2d", "C2e", "C4b", "C7a", "C7c"),
+        ("C1d", "C1e", "C1f", "C1g", "C2a", "C2b", "C2c", "C2d", "C4b", "C7a", "C7c"),
     ),
     "no residual": (
         ("real", "superposed", "properties"),
@@ -253,7 +253,7 @@ def sabotage_samples(config: Config) -> dict[str, Samples]:
         own = _of_runs(found, broken)
         if sabotage == "untrained":
             own |= _mismatched(found["toy"], measure(broken, ("absorption",))["absorption"], broken)
-            claims = (*claims, "C1a", "C1b", "C1c", "C3j")
+            claims = (*claims, "C1a", "C1b", "C1c", "C2e", "C3j")
         samples |= {claim: own[claim] for claim in claims}
     return samples | _parents_latents(replace(enough, sabotage="labels"))
 
@@ -284,11 +284,17 @@ def _renamed(table: pd.DataFrame, suffix: str, methods: Iterable[str]) -> pd.Dat
 
 
 def _mismatched(toy: pd.DataFrame, absorption: pd.DataFrame, config: Config) -> dict[str, Samples]:
-    """Every concept with a latent at random; and autoencoders as they were drawn."""
+    """Concepts with latents at random, children with their parents', and autoencoders as they were drawn."""
     every = ("mp", "relu", "batch_topk", "matryoshka", "matryoshka, sorted whole")
     samples = _toy_samples(_renamed(toy, ", random", every), config)
     untrained = _absorption_samples(absorption, config)
-    return {claim: samples[claim] for claim in ("C1a", "C1b", "C1c")} | {"C3j": untrained["C3j"]}
+    high = max(config.cosines)
+    merged = values(toy, "mp, parents", "hierarchical_mse", cosine=high)
+    apart = values(toy, "relu", "hierarchical_mse", cosine=high)
+    return {claim: samples[claim] for claim in ("C1a", "C1b", "C1c")} | {
+        "C2e": Samples(apart - merged, unit=SQUARED),
+        "C3j": untrained["C3j"],
+    }
 
 
 def _parents_latents(config: Config) -> dict[str, Samples]:

@@ -63,7 +63,7 @@ def _modalities(config: Config, method: str, k: int = 5) -> Rows:
     batches, x, first = _joint(config, seeds)
     n_latents = 96 if config.embeddings is None else config.latents
     sae = trained(
-        method, x.shape[-1], n_latents, k, seeds, batches, steps=config.world_steps, rate=RATE,
+        method, x.shape[-1], n_latents, k, seeds, batches, steps=config.joint_steps, rate=RATE,
         device=config.device, sabotage=config.sabotage,
     )  # fmt: skip
     if config.sabotage == "labels":
@@ -89,7 +89,7 @@ def _joint(config: Config, seeds: tuple[int, ...]) -> tuple[BatchSource, Tensor,
     if config.embeddings is not None:
         return _own_embeddings(config, seeds)
     worlds = [JointEmbedding(seed) for seed in seeds]
-    sources = [sampled(w.sample, config.world_batch, s) for w, s in zip(worlds, seeds, strict=True)]
+    sources = [sampled(w.sample, config.joint_batch, s) for w, s in zip(worlds, seeds, strict=True)]
     fresh = torch.stack([w.sample(config.judged, stream(s, 13)) for w, s in zip(worlds, seeds, strict=True)])
     first = torch.arange(config.judged) < config.judged // 2
     return lambda step: torch.stack([source(step) for source in sources]), fresh, first
@@ -103,7 +103,7 @@ def _own_embeddings(config: Config, seeds: tuple[int, ...]) -> tuple[BatchSource
     n_judged = min(config.judged, min(map(len, parts)) // 2)
     train = torch.cat([part[n_judged:] for part in parts]).to(config.device)
     fresh = torch.cat([part[:n_judged] for part in parts]).to(config.device)
-    batch = min(config.world_batch, len(train))
+    batch = min(config.joint_batch, len(train))
     return shuffled(train, batch, list(seeds)), fresh, torch.arange(2 * n_judged) < n_judged
 
 
