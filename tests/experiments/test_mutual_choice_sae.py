@@ -14,6 +14,7 @@ from sparsebook.experiments.mutual_choice_sae import arms, exact, inputs, measur
 from sparsebook.experiments.mutual_choice_sae.scales import ARMS, Config, Size
 from sparsebook.features.mutual_choice_sae import FeatureChoiceSAE
 from sparsebook.features.sae import TopKSAE
+from sparsebook.features.trainer import TrainingLog
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def trained():
         sae.encoder.copy_(truth[None])
         sae.decoder.copy_(truth[None])
     tokens = inputs.Tokens(codes, codes, (codes > 0).sum(1), truth)
-    return arms.Trained(sae, None, [tokens])
+    return arms.Trained(sae, TrainingLog(), [tokens])
 
 
 # Measures ------------------------------------------------------------------------------------------------
@@ -59,7 +60,7 @@ def test_importance_is_the_change_of_the_error(trained):
     generator = torch.Generator().manual_seed(0)
     sae = TopKSAE(8, 20, 3, seeds=[1], dtype=torch.float64)
     x = torch.randn(1, 40, 8, generator=generator, dtype=torch.float64)
-    other = arms.Trained(sae, None, [inputs.Tokens(x[0], x[0])])
+    other = arms.Trained(sae, TrainingLog(), [inputs.Tokens(x[0], x[0])])
     codes, error = sae.encode(x).dense()[0].detach(), lambda z: (x[0] - sae.decode(z)[0]).square().sum(1)
     sizes, added = [], []
     for token, latent in codes.nonzero().tolist():

@@ -63,7 +63,7 @@ def draw_allocation(seed: int = 0) -> "Figure":
     }
     figure, axes = _subplots(4, height=2.9, sharex=True, sharey=True)
     for one, (title, codes) in zip(axes, panels.items(), strict=True):
-        one.imshow(codes.dense(), cmap="Blues", vmin=0, vmax=float(affinity.max()), aspect="auto")
+        one.imshow(codes.dense().numpy(), cmap="Blues", vmin=0, vmax=float(affinity.max()), aspect="auto")
         one.set_title(title, fontsize=9)
         one.set_xticks([])
         one.set_yticks([])
@@ -143,7 +143,11 @@ def draw_dead(found: dict[str, pd.DataFrame], config: Config) -> "Figure":
         own = progress[(progress.source == "zipf") & (progress.method == arm)]
         if len(own):
             mean = own.groupby("step")["value"].mean()
-            left.plot(mean.index, mean, label=LABELS[arm], markersize=4, lw=1.2, **_style(arm))
+            # Those that lose hardly any need no name: they lie on the axis.
+            label = LABELS[arm] if mean.iloc[-1] > 0.02 else None
+            left.plot(mean.index, mean, label=label, markersize=4, lw=1.2, **_style(arm))
+    if left.get_legend_handles_labels()[0]:
+        left.legend(fontsize=8)
     left.set(xlabel="steps", ylabel="share of latents", title="Dead in training", ylim=(-0.02, None))
     names = [arm for arm in ARMS if arm in set(arms[arms.source == "zipf"].method)]
     for place, arm in enumerate(names):
@@ -151,8 +155,8 @@ def draw_dead(found: dict[str, pd.DataFrame], config: Config) -> "Figure":
         shade = _style(arm)["color"]
         right.barh(place, dead, color=shade, height=0.65)
         right.barh(place, weak, left=dead, color=shade, alpha=0.35, height=0.65)
-    right.barh([], [], color=GREY, label="dead")
-    right.barh([], [], color=GREY, alpha=0.35, label="under-used")
+    for label, alpha in (("dead", 1.0), ("under-used", 0.35)):
+        right.fill_between([], [], color=GREY, alpha=alpha, lw=0, label=label)
     right.set_yticks(range(len(names)), [LABELS[arm] for arm in names], fontsize=8)
     right.invert_yaxis()
     right.set(xlabel="share of latents", title="On held-out tokens")

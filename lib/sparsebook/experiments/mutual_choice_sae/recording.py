@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from sparsebook.experiments.mutual_choice_sae.runs import EXPERIMENTS, run_arms, run_exact
+from sparsebook.experiments.mutual_choice_sae.runs import EXPERIMENTS, run_arms, run_exact, run_fresh
 from sparsebook.experiments.mutual_choice_sae.scales import Config
 
 FINGERPRINT = "sparsebook.experiments.mutual_choice_sae.runs:fingerprint"
@@ -14,10 +14,10 @@ def tables(config: Config) -> dict[str, pd.DataFrame]:
     What is exact is computed at every scale.
     """
     if config.scale != "book":
-        return run_arms(config) | {"exact": run_exact(config)}
+        return run_arms(config) | {"fresh": run_fresh(config), "exact": run_exact(config)}
     from sparsebook.recorded import load
 
-    found = {name: load("mutual_choice_sae", name).table for name in EXPERIMENTS}
+    found = {name: load("mutual_choice_sae", name).table for name in (*EXPERIMENTS, "fresh")}
     return found | {"exact": run_exact(config)}
 
 
@@ -25,7 +25,7 @@ def record(config: Config) -> None:
     """Run everything at scale `full` and keep the tables with the book (resumable, cell by cell)."""
     from sparsebook.recorded import save
 
-    for name, table in run_arms(config).items():
+    for name, table in (run_arms(config) | {"fresh": run_fresh(config)}).items():
         seeds = sorted({int(seed) for seed in table.seed})
         save(
             "mutual_choice_sae", name, table, parameters=config.record(), seeds=seeds,

@@ -21,7 +21,7 @@ ARMS = (
 )
 """Selection rule and auxiliary loss: `uniform` and `zipf` are Feature Choice with such budgets."""
 COMPARED = ("topk+aux_k", "mutual+aux_zipf", "uniform+aux_zipf", "zipf+aux_zipf")
-"""Measured in the world of equal frequencies and at other sparsities too."""
+"""Measured at other sparsities too, but for the uniform budgets."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Config:
     held_out: int = 65_536
     texts: int = 768
     layer: int = 3
-    grid: tuple[int, ...] = ()
+    grid: tuple[int, ...] = (3, 8)
     arms: tuple[str, ...] = ARMS
     equal_arms: tuple[str, ...] = ("uniform+aux_zipf", "zipf+aux_zipf")
     real_arms: tuple[str, ...] = (

@@ -248,7 +248,19 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     for name in ("C2a", "C2b", "C2c", "C2d", "H6", "H7"):
         text[name] = f"{np.exp(np.log(samples[name].values).mean()):.2f}"
     for name in ("C4a", "C4b", "C4c", "C4d"):
-        text[name] = f"{100 * samples[name].values.mean():.1f} percentage points"
+        text[name] = _points(samples[name].values)
+    fresh = found["fresh"].assign(rule="own")
+
+    def again(source: str, arm: str, metric: str) -> np.ndarray:
+        return per_seed(fresh, source, arm, metric, config)
+
+    text["C4a_fresh"] = _points(again("zipf", "mutual", "dead") - again("zipf", MUTUAL, "dead"))
+    ratio = again("uniform", FEATURE, "nmse") / again("uniform", "uniform+aux_zipf", "nmse")
+    text["H7_fresh"] = f"{np.exp(np.log(ratio).mean()):.2f}"
+    for source in ("zipf", "real"):
+        for metric in ("nmse", "l0"):
+            value = per_seed(arms, source, RIVAL, metric, config, "threshold").mean()
+            text[f"{source}_topk_by_threshold_{metric}"] = forms[metric].format(value)
     text["dead_in_training"] = f"{samples['C1a'].values.mean():.1%}"
     sizes = {"synthetic": config.synthetic, "real": config.real}
     for name, size in sizes.items():
@@ -256,6 +268,19 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
         text[f"{name}_seeds"], text[f"{name}_steps"] = str(size.n_seeds), f"{size.n_steps:,}"
     text |= {"held_out": f"{config.held_out:,}", "n_features": str(config.n_features)}
     return text | {"probed": f"{min(PROBED, config.pool):,}"}
+
+
+def _points(values: np.ndarray) -> str:
+    """Mean and 95 % interval in percentage points."""
+    mean, low, high = _interval(values)
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) percentage points"
+
+
+def _interval(values: np.ndarray) -> tuple[float, float, float]:
+    from sparsebook.evaluation.statistics import t_interval
+
+    found = t_interval(values)
+    return float(values.mean()), float(found.low), float(found.high)
 
 
 def _word(method: str) -> str:
