@@ -332,7 +332,7 @@ class GroupBiasRule(TrainingRule):
             self.controller(state["hits"].shape[-1]).restore(state)
 
 
-# --- the limit of small scales -------------------------------------------------------------------------------
+# --- the limit of small scales ------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -182,7 +182,7 @@ def world_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) 
         "C2e": own - frr("gba_wrong"),
         "C2f": own - frr("topk"),
         "C2g": own - frr("ba"),
-        "C5d": frr("gba_high", favoured=True) - frr("gba"),
+        "C5d": frr("gba_high", favoured=True) - (1 if sabotaged else frr("gba")),
         "H2": own - best,
         "H3": own - frr("l1"),
         "H4": own - frr("batch_topk"),
