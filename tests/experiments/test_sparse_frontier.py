@@ -102,10 +102,10 @@ def test_stories_are_asked_with_the_answer_behind_them(folder):
     code = {}
     encode = lambda text: [code.setdefault(word, len(code)) % 128 for word in text.split()]  # noqa: E731
     words = readers.NetworkReader(reader.network, encode, reader.layers, scale=reader.scale, judged=8)
-    ids, judged = stories.story_tokens(words, "multihop", 1, 300)
-    sample = stories.STORIES["multihop"](lambda text: len(text.split()), 300, 1)
+    ids, judged = stories.story_tokens(words, "multihop", 1, 400)
+    sample = stories.STORIES["multihop"](lambda text: len(text.split()), 400, 1)
     assert ids[0, -judged:].tolist() == encode(sample.answer[0])
-    config = Config.at("paper", model=str(folder), device="cpu", story_length=300)
+    config = Config.at("paper", model=str(folder), device="cpu", story_length=400)
     with mock.patch.object(Config, "reader", return_value=words):
         knobs = stories._knobs(config)
         table = stories._story(config, knobs, 1)
