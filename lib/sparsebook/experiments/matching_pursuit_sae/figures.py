@@ -103,9 +103,9 @@ def draw_matrices(matrices: pd.DataFrame) -> "Figure":
         picture = ax.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
         ax.set_title(LABELS[method], fontsize=10)
         ax.grid(False)
-    last = axes[1, 2]
-    last.set_axis_off()
-    figure.colorbar(picture, ax=last, location="left", label="cosine", fraction=0.3)
+    axes[1, 2].set_axis_off()
+    figure.colorbar(picture, cax=axes[1, 2].inset_axes((0.1, 0.05, 0.08, 0.9)), label="cosine")
+    axes[0, 0].set(xticks=range(0, 20, 5), yticks=range(0, 20, 5))
     for ax in axes[:, 0]:
         ax.set_ylabel("atom matched to concept")
     for ax in axes[1, :2]:
@@ -239,7 +239,7 @@ def draw_sweep(sweep: pd.DataFrame, config: Config) -> "Figure":
         ax.set(title=stores_title(store), xlabel="latents allowed at inference", xscale="log", yscale="log")
         _powers(ax.xaxis, wide.columns)
         low, high = ax.get_ylim()
-        _powers(ax.yaxis, [t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5) if low <= t <= high])
+        _powers(ax.yaxis, [t for t in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1, 2, 5) if low <= t <= high])
     axes[0, 0].set_ylabel("normalised error")
     _below(figure, axes[0, 0], 4)
     return figure
