@@ -87,9 +87,10 @@ def draw_error(found: dict[str, pd.DataFrame], config: Config) -> "Figure":
         part = own[own.source == source]
         if part.k.nunique() > 1:
             _curves(one, part)
-        else:
-            _dots(one, arms, [arm for arm in ARMS if arm in set(part.method)], source, "nmse", config)
-            one.set(xlabel="normalised error")
+            one.set_title(title)
+            continue
+        _dots(one, arms, [arm for arm in ARMS if arm in set(part.method)], source, "nmse", config)
+        one.set(xlabel="normalised error")
         one.set_title(f"{title}, k = {config.size(source).k}")
     return figure
 

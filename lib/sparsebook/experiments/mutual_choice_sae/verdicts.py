@@ -254,7 +254,10 @@ def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     def again(source: str, arm: str, metric: str) -> np.ndarray:
         return per_seed(fresh, source, arm, metric, config)
 
-    text["C4a_fresh"] = _points(again("zipf", "mutual", "dead") - again("zipf", MUTUAL, "dead"))
+    text["more_dead"] = _points(-samples["C4a"].values)
+    text["more_dead_fresh"] = _points(again("zipf", MUTUAL, "dead") - again("zipf", "mutual", "dead"))
+    for arm in ("mutual", MUTUAL, "mutual+aux_k"):
+        text[f"silent_{_word(arm)}"] = f"{last_dead(found['progress'], arm).mean():.0%}"
     ratio = again("uniform", FEATURE, "nmse") / again("uniform", "uniform+aux_zipf", "nmse")
     text["H7_fresh"] = f"{np.exp(np.log(ratio).mean()):.2f}"
     for source in ("zipf", "real"):
