@@ -155,11 +155,11 @@ def _fresh(config: Config, source: str, k: int, arm: str) -> pd.DataFrame:
 
 # One live training ------------------------------------------------------------------------------------------
 
-LIVE_ARMS = ("mutual+aux_zipf", "zipf+aux_zipf")
+LIVE_ARMS = ("zipf+aux_zipf",)
 
 
 def run_live(config: Config) -> pd.DataFrame:
-    """Mutual and Feature Choice in one more Zipf world that is in no table."""
+    """Feature Choice in one more Zipf world that is in no table."""
     seeds, k = [config.live_seed], config.synthetic.k
     tokens, out = tokens_of(config, "zipf", seeds), []
     for arm in LIVE_ARMS:
