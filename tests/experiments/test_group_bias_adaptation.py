@@ -190,7 +190,7 @@ def test_a_dictionary_agrees_with_itself_and_not_with_random_directions(smoke):
     config, _ = smoke
     inputs = training.imbalanced(config, (0, 0))
     sae = training.fit(training.Arm("gba", "gba"), inputs, 96, 3, (0, 0), config)
-    found = runs.agreement_of_pair(sae, inputs.test, 0, 1)
+    found = runs.agreement_of_pair(sae, inputs.test[0], 0, 1)
     assert found["mcs"][0] == found["mcs_top"][0] == 1
     assert found["mcs_random"][0] < 0.1
 

@@ -1,6 +1,5 @@
 """Figures of the chapter, drawn from the tables."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,7 @@ def _subplots(columns: int, width: float = 8.0, height: float = 3.4, **more: Any
     return figure, axes[0]
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+def _interval(values: Any) -> tuple[float, float, float]:
     """Mean and 95 % interval; without spread both ends are the mean."""
     array = np.asarray(values, dtype=float)
     if len(array) < 2 or np.ptp(array) == 0:

@@ -348,6 +348,10 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
     for method in dict.fromkeys(real.method):
         text[f"real_{method}"] = f"{per_seed(real, method, 'nmse').mean():.3f}"
         text[f"real_l0_{method}"] = f"{per_seed(real, method, 'l0').mean():.0f}"
+    text["real_near"] = f"{100 * per_seed(real, 'gba', 'near_target').mean():.0f} %"
+    asked = sum(runs.geometric_targets(*runs.HIGH_RANGE, 10).tolist()) / 10 * config.real_latents
+    text["real_asked"] = f"{asked:.0f}"
+    text["shift_l0"] = f"{per_seed(world, 'gba_shift', 'l0').mean():.0f}"
     for method in ("gba", "topk", "l1"):
         for metric in ("mcs", "mcs_top"):
             text[f"{metric}_{method}"] = f"{100 * per_seed(real, method, metric).mean():.0f} %"
