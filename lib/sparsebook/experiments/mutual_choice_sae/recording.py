@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from sparsebook.evaluation.machine import threads
 from sparsebook.experiments.mutual_choice_sae.runs import EXPERIMENTS, run_arms, run_exact, run_fresh
 from sparsebook.experiments.mutual_choice_sae.scales import Config
 
@@ -14,7 +15,9 @@ def tables(config: Config) -> dict[str, pd.DataFrame]:
     What is exact is computed at every scale.
     """
     if config.scale != "book":
-        return run_arms(config) | {"fresh": run_fresh(config), "exact": run_exact(config)}
+        # Tables as small as those of smoke are slower on two threads than on one.
+        with threads(1 if config.scale == "smoke" else config.threads):
+            return run_arms(config) | {"fresh": run_fresh(config), "exact": run_exact(config)}
     from sparsebook.recorded import load
 
     found = {name: load("mutual_choice_sae", name).table for name in (*EXPERIMENTS, "fresh")}
