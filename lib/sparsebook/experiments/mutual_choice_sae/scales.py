@@ -168,7 +168,7 @@ def config(scale: str = "book") -> Config:
     return Config.at(scale)
 
 
-_SMOKE = Size(48, 3, 64, 30, 1e-2, 6, 3, refit=5, dead_after=1_000)
+_SMOKE = Size(48, 3, 64, 20, 1e-2, 6, 3, refit=5, dead_after=800)
 
 _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
@@ -179,9 +179,9 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "mean_active": 3.0,
         "pool": 1_024,
         "held_out": 1_024,
-        "grid": (2,),
+        "grid": (),
         "probes": 8,
-        "batches": 5,
+        "batches": 3,
     },
     "book": {},
     "full": {},
