@@ -1,6 +1,7 @@
 """From tables to the samples that the claims ask for; and the same samples from a sabotaged twin."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -128,7 +129,7 @@ def sabotage_samples(config: Config) -> dict[str, Samples]:
     Half of the latents without a budget, auxiliary losses without weight, thresholds halved, codes handed to
     other tokens and matches, other true features; densities that follow another law, or the law itself.
     """
-    few = {
+    few: dict[str, Any] = {
         "arms": ("topk", RIVAL, "mutual", "mutual+aux_k", MUTUAL, "uniform+aux_zipf", FEATURE),
         "real_arms": (RIVAL, "topk", "mutual", MUTUAL, FEATURE),
         "equal_arms": ("uniform+aux_zipf",),
