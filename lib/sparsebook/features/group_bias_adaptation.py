@@ -193,7 +193,9 @@ class BiasAdaptation:
     def state(self) -> dict[str, Tensor]:
         """What was observed since the last update, for a checkpoint."""
         found = {"n_tokens": torch.tensor(self.n_tokens)}
-        return found if self.hits is None else found | {"hits": self.hits, "peaks": self.peaks}
+        if self.hits is None or self.peaks is None:
+            return found
+        return found | {"hits": self.hits, "peaks": self.peaks}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
