@@ -48,7 +48,7 @@ def rows(method, metric, values, **knobs):
 
 
 def test_the_map_is_read_as_declared():
-    config = Config.at("smoke")
+    config = Config.at("full")
     low, middle, main, high = config.resonance_dims
     table = []
     for dim, peak in ((low, 0.1), (main, 0.8), (high, 0.9)):

@@ -363,7 +363,8 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
 def _map_answers(found: Tables, config: Config, samples: dict[str, np.ndarray]) -> dict[str, str]:
     rates = resonance_map(found["resonance"], "frr_0.8").groupby("dim").mean()
     main = rates.loc[config.resonance_dims[2]]
-    text = {f"map_{ratio:g}": f"{100 * value:.0f} %" for ratio, value in main.items()}
+    text = {f"map_{ratio:g}": "(not measured)" for ratio in Config.resonance_ratios}
+    text |= {f"map_{ratio:g}": f"{100 * value:.0f} %" for ratio, value in main.items()}
     untrained = resonance_map(found["resonance"], "untrained_frr_0.8").groupby("dim").mean()
     text["untrained_low"] = f"{100 * untrained.loc[config.resonance_dims[0]].mean():.0f} %"
     text["trained_low"] = f"{100 * rates.loc[config.resonance_dims[0]].max():.0f} %"
