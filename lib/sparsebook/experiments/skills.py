@@ -520,9 +520,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--skills", nargs="+", choices=list(SKILLS), default=list(SKILLS))
-    parser.add_argument(
-        "--ship", action="store_true", help=f"train those that are shipped and write book/{SHIPPED.as_posix()}"
-    )
+    parser.add_argument("--ship", action="store_true", help=f"train and write book/{SHIPPED.as_posix()}")
     chosen = parser.parse_args(arguments)
     keys = product(chosen.seeds, chosen.widths, chosen.skills)
     wanted = SHIPPED_MODELS if chosen.ship else [(skill, width, seed) for seed, width, skill in keys]
