@@ -69,7 +69,7 @@ class Config:
     real_texts: int = 1024
     real_test_tokens: int = 8_000
     real_latents: int = 512
-    real_steps: int = 150
+    real_steps: int = 1500
     real_runs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     real_few_runs: tuple[int, ...] = (0, 1, 2, 3, 4)
     real_tuning: tuple[int, ...] = (100,)
