@@ -266,6 +266,8 @@ def test_exchanges_at_the_edges() -> None:
     full = SparsityMask(model, {"weight": torch.ones(3, 3, dtype=torch.bool)})
     exchange = Exchange(full, lambda step: 0.5, Periodic(1), "random")
     assert exchange.moved("weight", None, 0).all()
+    with pytest.raises(ValueError, match="gradient of weight is None"):
+        Exchange(full, lambda step: 0.5, Periodic(1)).moved("weight", None, 0)
     with pytest.raises(ValueError, match="grow="):
         inspect.unwrap(Exchange.__init__)(Exchange.__new__(Exchange), full, lambda s: 0.5, Periodic(1), "all")
 

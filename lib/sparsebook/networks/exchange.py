@@ -151,9 +151,11 @@ class Exchange:
         else:
             kept = drop_smallest(weight, mask, int(share * int(mask.sum())))
         gone = int(mask.sum()) - int(kept.sum())
-        if self.grow == "random" or gradient is None:
-            # Not where something was dropped a moment ago, unless there is no other room.
-            room = int((~mask).sum())
-            taken = grow_random(mask, min(gone, room), generator=self._generator) & ~mask
-            return grow_random(kept | taken, gone - min(gone, room), generator=self._generator)
-        return grow_largest(gradient, kept, gone)
+        if self.grow == "gradient":
+            if gradient is None:
+                raise ValueError(f"gradient of {name} is None: expected one, connections grow by it")
+            return grow_largest(gradient, kept, gone)
+        # Not where something was dropped a moment ago, unless there is no other room.
+        room = int((~mask).sum())
+        taken = grow_random(mask, min(gone, room), generator=self._generator) & ~mask
+        return grow_random(kept | taken, gone - min(gone, room), generator=self._generator)
