@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import numba
 import numpy as np
@@ -86,6 +85,4 @@ def test_without_a_proc_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_are_plausible_and_measured_once(measure, low: float, high: float) -> None:
     first = measure()
     assert low < first < high
-    start = time.perf_counter()
-    assert measure() == first
-    assert time.perf_counter() - start < 0.05
+    assert measure() == first  # measured again, it would differ in its last digits
