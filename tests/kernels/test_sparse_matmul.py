@@ -1,5 +1,6 @@
 """Sparse times dense products: against the dense product, its gradients, PyTorch's checks, bad input."""
 
+import gc
 import inspect
 import math
 import os
@@ -18,6 +19,7 @@ from torch.nn import functional
 from sparsebook.kernels import threads
 from sparsebook.kernels.sparse_matmul import (
     cpu,
+    known,
     sddmm,
     sddmm_csr,
     spmm,
@@ -95,6 +97,18 @@ def test_results_and_gradients_equal_the_dense_products(
         close(bias.grad, passed.sum(1), 40)
 
 
+@pytest.mark.parametrize("picks", [0, math.inf])  # tiles always, never
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 2, 4])
+@pytest.mark.parametrize("batch", [1, 49, 196, 784, 1000])
+def test_tiles_change_nothing(
+    torch_threads, batch: int, block: int, dtype, picks: float, monkeypatch
+) -> None:
+    monkeypatch.setattr(cpu, "_PICKS", picks)
+    weights, x = sparse(3, 48, 37, 0.2, block, dtype), normal(4, 37, batch, dtype=dtype)
+    close(spmm(weights, x), weights.to_dense().double() @ x.double(), 10)
+
+
 @pytest.mark.parametrize("block", [1, 2, 4])
 @pytest.mark.parametrize("batch", [1, 49, 196, 784, 1000])
 def test_unclamped_products_and_their_transposes(torch_threads, block: int, batch: int) -> None:
@@ -123,7 +137,7 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 def test_python_threads_stand_in_for_openmp(monkeypatch) -> None:
     weights, x = sparse(6, 300, 200, 0.1), normal(7, 200, 500)
     expected = spmm(weights, x)
-    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    monkeypatch.setattr(threads, "_openmp", lambda: 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     assert torch.equal(spmm(weights, x), expected)
@@ -159,6 +173,62 @@ def test_operators_pass_pytorchs_own_checks(dtype: torch.dtype) -> None:
     torch.library.opcheck(ops.spmm, (values, indices, offsets, x, bias, -1.0, 1.0))
     torch.library.opcheck(ops.spmm_t, (values, indices, offsets, y, 5))
     torch.library.opcheck(ops.sddmm, (indices, offsets, y, x, 1))
+
+
+# What is remembered between calls ------------------------------------------------------------------------
+
+
+def test_a_remembered_tensor_is_the_one_that_it_is_now() -> None:
+    weights, x = sparse(1, 20, 30, 0.3), normal(2, 30, 40)
+    for change in (
+        lambda: weights.values().mul_(2),
+        lambda: weights.col_indices().copy_(weights.col_indices().flip(0)),
+        lambda: setattr(weights, "data", sparse(3, 20, 30, 0.5)),
+        lambda: weights.values().numpy().fill(3.0),
+    ):
+        spmm(weights, x)
+        change()
+        y = spmm(weights, x)
+        lists = weights.values(), weights.col_indices(), weights.crow_indices()
+        close(y, spmm_reference(*lists, x), 10)
+
+
+def test_lists_that_change_behind_pytorchs_back_are_looked_at_again() -> None:
+    weights, x = sparse(1, 20, 30, 0.3), normal(2, 30, 40)
+    spmm(weights, x)
+    weights.col_indices().numpy()[5] = 30
+    with pytest.raises(ValueError, match=r"must lie in \[0, 30\), got 0 to 30"):
+        spmm(weights, x)
+    weights.col_indices().numpy()[5] = 0
+    weights.crow_indices().numpy()[3] = 10**6
+    with pytest.raises(ValueError, match="row offsets"):
+        spmm(weights, x)
+
+
+def test_a_remembered_tensor_still_wants_operands_that_fit() -> None:
+    weights, x = sparse(1, 6, 5, 0.5), torch.ones(5, 2)
+    spmm(weights, x)
+    for wrong, message in (
+        ((torch.ones(6, 2),), "x must have 5 rows"),
+        ((x.double(),), "weights must be torch.float64"),
+        ((x, torch.ones(5)), "bias must be float of shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inspect.unwrap(spmm)(weights, *wrong)
+    with pytest.raises(ValueError, match="low must not be above high"):
+        spmm(weights, x, low=1.0, high=0.0)
+    assert spmm(weights, x.clone().requires_grad_()).requires_grad
+    assert torch.equal(spmm(weights, torch.ones(2, 5).T), spmm(weights, x))
+
+
+def test_what_is_remembered_goes_with_the_tensor() -> None:
+    weights = sparse(1, 6, 5, 0.5)
+    spmm(weights, torch.ones(5, 2))
+    key = id(weights)
+    assert key in known._known
+    del weights
+    gc.collect()
+    assert key not in known._known
 
 
 # Edges ---------------------------------------------------------------------------------------------------
@@ -205,29 +275,33 @@ def test_strips_cover_every_column(block: int) -> None:
         for strips, once in (
             (cpu.overlapping_strips(columns, block), False),
             (cpu.separate_strips(columns, block, 2), True),
+            (cpu.tile_strips(columns, block, 100, 2), True),
         ):
             covered = np.zeros(columns, int)
-            for at, registers, tail in strips.tolist():
+            for at, registers, tail in strips.table.tolist():
                 assert registers in counts(block)
                 covered[at : at + (registers - 1) * WIDTH + tail] += 1
                 assert at + (registers - 1) * WIDTH + tail <= columns
+            assert strips.widest == strips.table[:, 1].max()
             assert covered.min() == 1
             assert not once or covered.max() == 1
 
 
-def test_the_inner_loop_multiplies_vectors(tmp_path) -> None:
+def test_the_inner_loops_multiply_vectors(tmp_path) -> None:
     """Every count of registers has its multiply-adds, of whole registers with an operand from memory."""
     if WIDTH == 4:
         pytest.skip("the names of registers are those of x86")
     code = (
         "import numpy as np; from sparsebook.kernels.sparse_matmul import cpu;"
-        "print(cpu._gather_job((0,), np.float32, np.int64)._library.get_asm_str())"
+        "jobs = [job((0,), np.float32, np.int64) for job in (cpu._gather_job, cpu._packed_job)];"
+        "print('NEXT'.join(job._library.get_asm_str() for job in jobs))"
     )
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}  # what comes from a cache has no assembly
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     register = "zmm" if WIDTH == 16 else "ymm"
-    found = re.findall(rf"vfmadd231ps\s+-?\d*\(%r.*%{register}\d+$", done.stdout, re.MULTILINE)
-    assert len(found) >= sum(counts(1)) - len(counts(1)), done.stderr
+    for assembly in done.stdout.split("NEXT"):
+        found = re.findall(rf"vfmadd231ps\s+-?\d*\(%r.*%{register}\d+$", assembly, re.MULTILINE)
+        assert len(found) >= sum(counts(1)) - len(counts(1)), done.stderr
 
 
 # Bad input -----------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparsebook.kernels.sparse_matmul import operators  # noqa: F401 (registers the operators)
-from sparsebook.kernels.sparse_matmul.cpu import lists_fault, sddmm_cpu, spmm_cpu, spmm_t_cpu
+from sparsebook.kernels.sparse_matmul.cpu import Matrix, sddmm_cpu, spmm_cpu, spmm_t_cpu
+from sparsebook.kernels.sparse_matmul.known import PLAIN, recall, remember
 from sparsebook.kernels.sparse_matmul.reference import sddmm_reference, spmm_reference, spmm_t_reference
 
 __all__ = [
@@ -30,8 +31,6 @@ __all__ = [
 BLOCKS = (1, 2, 4)
 _TYPES = (torch.float32, torch.bfloat16, torch.float64)
 _INF = torch.inf
-# Other types of tensor may stand for numbers that do not exist yet.
-_WITH_NUMBERS = (Tensor, torch.nn.Parameter)
 
 
 def spmm(
@@ -73,10 +72,15 @@ def spmm(
     -----
     The operator is ``sparsebook::spmm``.
     """
+    if (known := recall(weights)) and low <= high and known.takes(x, bias):
+        return known.matrix.times(x, bias, low, high)
     columns = _checked_shape(weights)[1]
     if x.ndim == 2 and x.shape[0] != columns:
         raise ValueError(f"x must have {columns} rows, the columns of weights, got {x.shape[0]}")
-    return spmm_csr(*_lists_of(weights), x, bias, low=low, high=high)
+    lists = _lists_of(weights)
+    y = spmm_csr(*lists, x, bias, low=low, high=high)
+    remember(weights, lists)
+    return y
 
 
 def spmm_csr(
@@ -259,8 +263,7 @@ def _checked(
     if not values.device == columns.device == offsets.device == dense.device:
         raise ValueError(f"weights must be on {dense.device} like {name}, got {values.device}")
     columns, offsets = columns.contiguous(), offsets.contiguous()
-    if fault := _fault(columns, offsets, n_columns):
-        raise ValueError(fault)
+    _check_lists(values, columns, offsets, n_columns)
     return values.contiguous(), columns, offsets, dense.contiguous()
 
 
@@ -268,19 +271,19 @@ def _described(x: Tensor) -> str:
     return f"{x.dtype} of shape {tuple(x.shape)} on {x.device}"
 
 
-def _fault(columns: Tensor, offsets: Tensor, n_columns: int) -> str:
-    if torch.compiler.is_compiling() or type(columns) not in _WITH_NUMBERS:
-        return ""
-    if columns.is_cuda:
-        descends = bool((offsets.diff() < 0).any() | (offsets[0] != 0) | (offsets[-1] != columns.shape[0]))
-        low, high = (int(v) for v in columns.aminmax()) if columns.shape[0] else (0, -1)
-    else:
-        descends, low, high = lists_fault(columns, offsets)
-    if descends:
-        return f"the row offsets of weights must ascend from 0 to {columns.shape[0]}, its entries"
+def _check_lists(values: Tensor, columns: Tensor, offsets: Tensor, n_columns: int) -> None:
+    """Where the lists point; on a CPU the compiled products themselves look before they follow them."""
+    if torch.compiler.is_compiling() or type(columns) not in PLAIN:
+        return
+    if columns.is_cpu:
+        if values.dtype == torch.float64:
+            Matrix(values, columns, offsets, n_columns).check()
+        return
+    if bool((offsets.diff() < 0).any() | (offsets[0] != 0) | (offsets[-1] != columns.shape[0])):
+        raise ValueError(f"the row offsets of weights must ascend from 0 to {columns.shape[0]}, its entries")
+    low, high = (int(v) for v in columns.aminmax()) if columns.shape[0] else (0, -1)
     if low < 0 or high >= n_columns:
-        return f"the columns of weights must lie in [0, {n_columns}), got {low} to {high}"
-    return ""
+        raise ValueError(f"the columns of weights must lie in [0, {n_columns}), got {low} to {high}")
 
 
 def _check_rows(values: Tensor, offsets: Tensor, y: Tensor) -> None:
@@ -291,9 +294,10 @@ def _check_rows(values: Tensor, offsets: Tensor, y: Tensor) -> None:
 
 def _plain(dense: Tensor, other: Tensor, bias: Tensor | None) -> bool:
     """Whether the compiled code may be called at once, past PyTorch's dispatcher (some ten microseconds)."""
-    if dense.device.type != "cpu" or dense.dtype == torch.float64 or torch.compiler.is_compiling():
+    if not dense.is_cpu or dense.dtype == torch.float64 or torch.compiler.is_compiling():
         return False
-    tensors = (dense, other) if bias is None else (dense, other, bias)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if torch.is_grad_enabled() and (
+        dense.requires_grad or other.requires_grad or (bias is not None and bias.requires_grad)
+    ):
         return False
-    return all(type(x) in _WITH_NUMBERS for x in tensors)
+    return type(dense) in PLAIN and type(other) in PLAIN

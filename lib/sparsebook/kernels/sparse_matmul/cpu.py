@@ -2,17 +2,22 @@
 
 The dense operand lies row by row, so that one non-zero multiplies a run of neighbouring columns. A strip is
 as wide as the sums of one row (or block of rows) fit into registers; all rows are done for it before the
-next, so that what the non-zeros pick from stays in the caches (Elsen et al. 2019, section 3).
+next, so that what the non-zeros pick from stays in the caches (Elsen et al. 2019, section 3). Where a row of
+the operand is picked often enough, its strip is first copied together (a tile): loads that straddle two cache
+lines, which cost double, and pages without end happen once instead of for every non-zero.
 Strips and ranges of rows are handed out by an atomic counter to `torch.get_num_threads()` threads.
 
 The transposed product adds into its result instead of gathering: no transposed index is needed. Its strips
 belong to one thread each, so every sum has a fixed order whatever the number of threads.
+
+Each call looks through the lists before it follows them, in the same compiled call: that is a hundredth of
+the work, and no list can point outside whoever changed it and however.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 import torch
@@ -20,10 +25,31 @@ from numba import carray, cfunc, njit
 from torch import Tensor
 
 from sparsebook.kernels.selection.lanes import WIDTH, take_number
-from sparsebook.kernels.sparse_matmul.registers import counts, gather, products, scatter
+from sparsebook.kernels.sparse_matmul.registers import (
+    COLUMNS,
+    ENTRIES,
+    N_ARGUMENTS,
+    OFFSETS,
+    PARTS,
+    PLAN,
+    ROWS,
+    SOURCES,
+    STRIPS,
+    THREAD,
+    TILE,
+    TILE_SIZE,
+    counts,
+    gather,
+    pack,
+    products,
+    scatter,
+)
 from sparsebook.kernels.threads import JOB, pointer_to, run_job, thread_count
 
 _LEAST_WORK = 1 << 16  # multiplications that are worth a thread
+_TILE_REGISTERS = 8  # of a tile's row, at most
+_TILE, _LARGEST_TILE = 1 << 18, 1 << 20  # bytes: what is aimed at; what one register a row may take
+_PICKS = 24  # times that a row must be picked for its copy to pay; half of it where rows are not aligned
 
 # Work for one thread -------------------------------------------------------------------------------------
 
@@ -44,10 +70,12 @@ def _share(offsets, part, parts):
     return low
 
 
-# What a job finds in its block of arguments, one number each; a counter starts at zero.
-_COUNTER, _PLAN, _STRIPS, _PARTS, _ROWS, _OFFSETS, _COLUMNS, _VALUES, _Y, _X, _STRIDE, _BIAS, _BOUNDS = range(
-    13
-)
+@njit(cache=True, nogil=True)
+@no_type_check
+def _arguments(block):
+    """The block as an array, and the plan: first column, registers and last lanes of each strip."""
+    a = carray(block, N_ARGUMENTS)
+    return a, carray(pointer_to(a[PLAN]), (a[STRIPS], 3), np.int64)
 
 
 @lru_cache
@@ -57,30 +85,39 @@ def _gather_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a = carray(block_of_arguments, 13)
-        plan = carray(pointer_to(a[_PLAN]), (a[_STRIPS], 3), np.int64)
-        offsets = carray(pointer_to(a[_OFFSETS]), a[_ROWS] + 1, index)
-        columns = carray(pointer_to(a[_COLUMNS]), 1, index)
-        values, y, x = (
-            carray(pointer_to(a[_VALUES]), 1, value),
-            carray(pointer_to(a[_Y]), 1, value),
-            carray(pointer_to(a[_X]), 1, value),
-        )
-        bias, bounds = (
-            carray(pointer_to(a[_BIAS]), 1, np.float32),
-            carray(pointer_to(a[_BOUNDS]), 2, np.float32),
-        )
-        parts = a[_PARTS]
+        a, plan = _arguments(block_of_arguments)
+        offsets, parts = carray(pointer_to(a[OFFSETS]), a[ROWS] + 1, index), a[PARTS]
         while True:
             item = take_number(a)
             if item >= len(plan) * parts:
                 return
             begin, end = _share(offsets, item % parts, parts), _share(offsets, item % parts + 1, parts)
             at, registers, tail = plan[item // parts]
-            gather(
-                registers, tail, begin, end, block, offsets, columns, values, y, x, at, a[_STRIDE], bias,
-                bounds[0], bounds[1],
-            )  # fmt: skip
+            gather(a, at, registers, tail, begin, end, None, block, value, index)
+
+    return job
+
+
+@lru_cache
+def _packed_job(block: tuple[int, ...], value: type, index: type) -> Any:
+    """A job of `gather` for all strips and parts of the rows, each thread with a tile of its own."""
+
+    @cfunc(JOB, cache=True)
+    @no_type_check
+    def job(block_of_arguments):
+        a, plan = _arguments(block_of_arguments)
+        offsets, parts = carray(pointer_to(a[OFFSETS]), a[ROWS] + 1, index), a[PARTS]
+        tile, before = a[TILE] + 4 * a[TILE_SIZE] * take_number(a[THREAD:]), -1
+        while True:
+            item = take_number(a)
+            if item >= len(plan) * parts:
+                return
+            begin, end = _share(offsets, item % parts, parts), _share(offsets, item % parts + 1, parts)
+            at, registers, tail = plan[item // parts]
+            if at != before:
+                pack(a, at, registers, tail, 0, a[SOURCES], tile, block, value, index)
+                before = at
+            gather(a, at, registers, tail, begin, end, tile, block, value, index)
 
     return job
 
@@ -92,18 +129,13 @@ def _scatter_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a = carray(block_of_arguments, 13)
-        plan = carray(pointer_to(a[_PLAN]), (a[_STRIPS], 3), np.int64)
-        offsets = carray(pointer_to(a[_OFFSETS]), a[_ROWS] + 1, index)
-        columns = carray(pointer_to(a[_COLUMNS]), 1, index)
-        values, y = carray(pointer_to(a[_VALUES]), 1, value), carray(pointer_to(a[_Y]), 1, value)
-        x = carray(pointer_to(a[_X]), 1, np.float32)
+        a, plan = _arguments(block_of_arguments)
         while True:
             strip = take_number(a)
             if strip >= len(plan):
                 return
             at, registers, tail = plan[strip]
-            scatter(registers, tail, 0, a[_ROWS], block, offsets, columns, values, y, x, at, a[_STRIDE])
+            scatter(a, at, registers, tail, 0, a[ROWS], block, value, index)
 
     return job
 
@@ -115,13 +147,8 @@ def _products_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a = carray(block_of_arguments, 13)
-        plan = carray(pointer_to(a[_PLAN]), (a[_STRIPS], 3), np.int64)
-        offsets = carray(pointer_to(a[_OFFSETS]), a[_ROWS] + 1, index)
-        columns = carray(pointer_to(a[_COLUMNS]), 1, index)
-        out = carray(pointer_to(a[_VALUES]), 1, np.float32)
-        y, x = carray(pointer_to(a[_Y]), 1, value), carray(pointer_to(a[_X]), 1, value)
-        parts = a[_PARTS]
+        a, plan = _arguments(block_of_arguments)
+        offsets, parts = carray(pointer_to(a[OFFSETS]), a[ROWS] + 1, index), a[PARTS]
         while True:
             part = take_number(a)
             if part >= parts:
@@ -129,28 +156,32 @@ def _products_job(block: tuple[int, ...], value: type, index: type) -> Any:
             begin, end = _share(offsets, part, parts), _share(offsets, part + 1, parts)
             for strip in range(len(plan)):
                 at, registers, tail = plan[strip]
-                products(registers, tail, begin, end, block, offsets, columns, out, y, x, at, a[_STRIDE])
+                products(a, at, registers, tail, begin, end, block, value, index)
 
     return job
 
 
 @lru_cache
 def _look_job(index: type) -> Any:
-    """A job that replaces its arguments (columns, entries, offsets, rows) by what `lists_fault` returns."""
+    """A job that leaves -1 or -2, lowest and highest column at the head of lists that cannot be followed."""
 
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a = carray(block_of_arguments, 4)
-        entries, rows = a[1], a[3]
-        columns, offsets = carray(pointer_to(a[0]), entries, index), carray(pointer_to(a[2]), rows + 1, index)
+        a = carray(block_of_arguments, N_ARGUMENTS)
+        entries, rows = a[ENTRIES], a[ROWS]
+        columns = carray(pointer_to(a[COLUMNS]), entries, index)
+        offsets = carray(pointer_to(a[OFFSETS]), rows + 1, index)
         descends = (offsets[0] != 0) | (offsets[rows] != entries)
         for row in range(rows):
             descends |= offsets[row + 1] < offsets[row]
         low = high = columns[0] if entries else index(0)
         for column in columns:
             low, high = min(low, column), max(high, column)
-        a[0], a[1], a[2] = descends, low, high
+        if descends:
+            a[0] = -1
+        elif entries and (low < 0 or high >= a[SOURCES]):
+            a[0], a[1], a[2] = -2, low, high
 
     return job
 
@@ -158,38 +189,58 @@ def _look_job(index: type) -> Any:
 # Strips --------------------------------------------------------------------------------------------------
 
 
+class Strips(NamedTuple):
+    """Strips of columns, as a job reads them."""
+
+    table: Tensor
+    """int64 [strips, 3]: first column, registers, lanes of the last register that count."""
+    address: int
+    number: int
+    widest: int
+
+    @classmethod
+    def of(cls, lines: list[list[int]]) -> "Strips":
+        table = torch.tensor(lines, dtype=torch.int64).reshape(-1, 3)
+        return cls(table, table.data_ptr(), len(lines), max((line[1] for line in lines), default=0))
+
+
 @lru_cache(256)
-def overlapping_strips(columns: int, block: int) -> Tensor:
+def overlapping_strips(columns: int, block: int) -> Strips:
     """Strips of one width that cover the columns; the last reaches back over the one before.
 
-    Returns
-    -------
-    int64 [strips, 3]
-        First column, registers, lanes of the last register that count. The width is the one with the least
-        work, where a strip also costs as much as two and a half of its registers (index, weight, loop).
+    The width is the one with the least work, where a strip also costs as much as two and a half of its
+    registers (index, weight, loop).
     """
     vectors = math.ceil(columns / WIDTH)
     if vectors in counts(block):
-        return torch.tensor([[0, vectors, columns - (vectors - 1) * WIDTH]])
+        return Strips.of([[0, vectors, columns - (vectors - 1) * WIDTH]])
     fitting = [count for count in counts(block) if count * WIDTH <= columns]
     count = min(reversed(fitting), key=lambda count: math.ceil(vectors / count) * (count + 2.5))
     width = count * WIDTH
     starts = [*range(0, columns - width, width), columns - width]
-    return torch.tensor([[start, count, WIDTH] for start in starts])
+    return Strips.of([[start, count, WIDTH] for start in starts])
 
 
 @lru_cache(256)
-def separate_strips(columns: int, block: int, least: int) -> Tensor:
-    """At least `least` strips that cover every column once, where there are that many registers."""
-    vectors, strips = math.ceil(columns / WIDTH), []
-    widest = min(max(counts(block)), max(1, math.ceil(vectors / least)))
-    at = 0
+def separate_strips(columns: int, block: int, number: int) -> Strips:
+    """At least `number` strips that cover every column once, as even as the counts of registers allow."""
+    vectors, allowed, lines, at = math.ceil(columns / WIDTH), counts(block), [], 0
+    left = max(number, math.ceil(vectors / max(allowed)))
     while vectors:
-        count = max(count for count in counts(block) if count <= min(widest, vectors))
-        vectors -= count
-        strips.append([at, count, WIDTH if vectors else columns - at - (count - 1) * WIDTH])
+        fitting = [count for count in allowed if count <= vectors]
+        count = min((count for count in fitting if count * left >= vectors), default=fitting[-1])
+        vectors, left = vectors - count, max(1, left - 1)
+        lines.append([at, count, WIDTH if vectors else columns - at - (count - 1) * WIDTH])
         at += count * WIDTH
-    return torch.tensor(strips)
+    return Strips.of(lines)
+
+
+@lru_cache(256)
+def tile_strips(columns: int, block: int, rows: int, threads: int) -> Strips:
+    """Strips for tiles of `rows` rows, the same number for each of the threads where there are that many."""
+    widest = max(1, min(_TILE_REGISTERS, max(counts(block)), _TILE // (4 * WIDTH * rows)))
+    number = math.ceil(columns / WIDTH / widest)
+    return separate_strips(columns, block, math.ceil(number / threads) * threads)
 
 
 # Operators -----------------------------------------------------------------------------------------------
@@ -197,6 +248,8 @@ def separate_strips(columns: int, block: int, least: int) -> Tensor:
 _NUMPY = {
     torch.float32: np.float32, torch.bfloat16: np.uint16, torch.int32: np.int32, torch.int64: np.int64,
 }  # fmt: skip
+FAST = (torch.float32, torch.bfloat16)
+_NOTHING = Strips.of([])
 
 
 @lru_cache(64)
@@ -209,63 +262,118 @@ def _no_bias(rows: int) -> Tensor:
     return torch.zeros(rows)
 
 
-def _run(
-    job: Callable[..., Any], threads: int, plan: Tensor, parts: int, values: Tensor, columns: Tensor,
-    offsets: Tensor, y: Tensor, x: Tensor, bias: Tensor | None = None, bounds: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Run a kind of job over lists and operands, all contiguous."""
-    block = values.shape[1] if values.ndim == 2 else 1
-    kinds = _NUMPY[y.dtype], _NUMPY[columns.dtype]
-    run_job(
-        job((0,) * block, *kinds), threads,
-        [
-            0, plan.data_ptr(), plan.shape[0], parts, offsets.shape[0] - 1, offsets.data_ptr(),
-            columns.data_ptr(), values.data_ptr(), y.data_ptr(), x.data_ptr(), x.shape[1],
-            0 if bias is None else bias.data_ptr(), 0 if bounds is None else bounds.data_ptr(),
-        ],
-    )  # fmt: skip
+class Plan(NamedTuple):
+    """How a matrix is multiplied with operands of one width."""
+
+    job: Any
+    look: Any
+    arguments: tuple[int, ...]
+    """The first of a job's arguments, up to the values' address."""
+    tile: int
+    """Floats of a thread's tile, 0 without."""
 
 
-def lists_fault(columns: Tensor, offsets: Tensor) -> tuple[bool, int, int]:
-    """Whether contiguous offsets fail to ascend from 0 to the entries; lowest and highest column."""
-    arguments = [columns.data_ptr(), columns.shape[0], offsets.data_ptr(), offsets.shape[0] - 1]
-    descends, low, high, _ = run_job(_look_job(_NUMPY[columns.dtype]), 1, arguments)
-    return bool(descends), low, high if columns.shape[0] else -1
+class Matrix:
+    """Lists on a CPU, contiguous, as addresses and sizes; whoever makes one keeps their memory alive."""
+
+    def __init__(self, values: Tensor, columns: Tensor, offsets: Tensor, sources: int) -> None:
+        self.dtype, self.index = values.dtype, _NUMPY[columns.dtype]
+        self.block = values.shape[1] if values.ndim == 2 else 1
+        self.entries, self.row_blocks, self.sources = columns.shape[0], offsets.shape[0] - 1, sources
+        self.rows, self.numbers = self.row_blocks * self.block, self.entries * self.block
+        self.addresses = offsets.data_ptr(), columns.data_ptr(), values.data_ptr()
+        self._plans: dict[tuple[int, int], Plan] = {}
+
+    def plan(self, width: int, threads: int) -> Plan:
+        """For a product with an operand of `width` columns."""
+        found = self._plans.get((width, threads))
+        if found is None:
+            if len(self._plans) > 64:
+                self._plans.clear()
+            found = self._plans[width, threads] = self._new_plan(width, threads)
+        return found
+
+    def _new_plan(self, width: int, threads: int) -> Plan:
+        picks = self.entries if width % WIDTH == 0 and self.dtype == torch.float32 else 2 * self.entries
+        packed = picks >= _PICKS * self.sources and 4 * WIDTH * self.sources <= _LARGEST_TILE
+        if packed:
+            strips = tile_strips(width, self.block, self.sources, threads)
+            parts = 1 if strips.number % threads == 0 else 2 * threads
+        else:
+            strips = overlapping_strips(width, self.block)
+            parts = 1 if threads == 1 or strips.number >= 8 * threads else 2 * threads
+        tile = self.sources * strips.widest * WIDTH if packed else 0
+        return self.arguments(_packed_job if packed else _gather_job, strips, parts, tile)
+
+    def arguments(self, job: Callable[..., Any], strips: Strips, parts: int, tile: int = 0) -> Plan:
+        """Those for a kind of job."""
+        sizes = self.entries, self.row_blocks, self.sources
+        return Plan(
+            job((0,) * self.block, _NUMPY.get(self.dtype), self.index), _look_job(self.index),
+            (0, 0, strips.address, strips.number, parts, *sizes, *self.addresses), tile,
+        )  # fmt: skip
+
+    def check(self) -> None:
+        """Raise ValueError where offsets do not ascend from 0 to the entries or a column is out of range."""
+        look = self.arguments(lambda _block, _value, index: _look_job(index), _NOTHING, 1)
+        self.run(look, 1, (0,) * 7)
+
+    def run(self, plan: Plan, threads: int, operands: tuple[int, ...]) -> None:
+        """Look through the lists and do a job; `operands` are its last arguments, from Y on."""
+        head = run_job(plan.job, threads, plan.arguments + operands, plan.look)
+        if head[0] == -1:
+            raise ValueError(f"the row offsets of weights must ascend from 0 to {self.entries}, its entries")
+        if head[0] == -2:
+            raise ValueError(
+                f"the columns of weights must lie in [0, {self.sources}), got {head[1]} to {head[2]}"
+            )
+
+    def times(self, x: Tensor, bias: Tensor | None, low: float, high: float) -> Tensor:
+        """The product with x, contiguous, plus bias, clamped."""
+        width = x.shape[1]
+        y = torch.empty(self.rows, width, dtype=self.dtype)
+        if not self.rows or not width:
+            self.check()
+            return y
+        threads = thread_count(self.numbers * width, _LEAST_WORK)
+        plan = self.plan(width, threads)
+        tiles = torch.empty(threads * plan.tile) if plan.tile else y
+        if bias is None:
+            bias = _no_bias(self.rows)
+        elif bias.dtype is not torch.float32:
+            bias = bias.float()
+        operands = y.data_ptr(), x.data_ptr(), width, bias.data_ptr(), _bounds(low, high).data_ptr()
+        self.run(plan, threads, (*operands, tiles.data_ptr(), plan.tile))
+        return y
 
 
 def spmm_cpu(
     values: Tensor, columns: Tensor, offsets: Tensor, x: Tensor, bias: Tensor | None, low: float, high: float
 ) -> Tensor:
     """Arguments and result as the operator `sparsebook::spmm`; float32 or bfloat16, contiguous."""
-    block = values.shape[1] if values.ndim == 2 else 1
-    rows, width = block * (offsets.shape[0] - 1), x.shape[1]
-    y = x.new_empty((rows, width))
-    if y.numel():
-        plan = overlapping_strips(width, block)
-        threads = thread_count(values.numel() * width, _LEAST_WORK)
-        parts = 1 if threads == 1 or plan.shape[0] >= 8 * threads else 2 * threads
-        biases = _no_bias(rows) if bias is None else bias.float()
-        _run(_gather_job, threads, plan, parts, values, columns, offsets, y, x, biases, _bounds(low, high))
-    return y
+    return Matrix(values, columns, offsets, x.shape[0]).times(x, bias, low, high)
 
 
 def spmm_t_cpu(values: Tensor, columns: Tensor, offsets: Tensor, y: Tensor, n_columns: int) -> Tensor:
     """Arguments and result as the operator `sparsebook::spmm_t`; float32 or bfloat16, contiguous."""
-    block, width = values.shape[1] if values.ndim == 2 else 1, y.shape[1]
+    matrix, width = Matrix(values, columns, offsets, n_columns), y.shape[1]
     # Sums are kept in float32: a half type would be rounded at every non-zero.
-    x = torch.zeros((n_columns, width))
-    if x.numel() and offsets.shape[0] > 1:
-        threads = thread_count(values.numel() * width, _LEAST_WORK)
-        plan = separate_strips(width, block, threads)
-        _run(_scatter_job, threads, plan, 1, values, columns, offsets, y, x)
+    x = torch.zeros(n_columns, width)
+    threads = thread_count(matrix.numbers * width, _LEAST_WORK)
+    strips = separate_strips(width, matrix.block, threads) if width else _NOTHING
+    plan = matrix.arguments(_scatter_job, strips, 1)
+    matrix.run(plan, threads, (y.data_ptr(), x.data_ptr(), width, 0, 0, 0, 0))
     return x.to(y.dtype)
 
 
 def sddmm_cpu(columns: Tensor, offsets: Tensor, y: Tensor, x: Tensor, block: int) -> Tensor:
     """Arguments and result as the operator `sparsebook::sddmm`; float32 or bfloat16, contiguous."""
     out = torch.zeros((columns.shape[0], block) if block > 1 else (columns.shape[0],))
-    if out.numel() and x.shape[1]:
-        threads = thread_count(out.numel() * x.shape[1], _LEAST_WORK)
-        plan = separate_strips(x.shape[1], block, 1)
-        _run(_products_job, threads, plan, 4 * threads, out, columns, offsets, y, x)
+    (sources, width) = x.shape
+    matrix = Matrix(out, columns, offsets, sources)
+    matrix.dtype = x.dtype
+    threads = thread_count(matrix.numbers * width, _LEAST_WORK)
+    strips = separate_strips(width, block, 1) if width else _NOTHING
+    plan = matrix.arguments(_products_job, strips, 4 * threads)
+    matrix.run(plan, threads, (y.data_ptr(), x.data_ptr(), width, 0, 0, 0, 0))
     return out.to(x.dtype)

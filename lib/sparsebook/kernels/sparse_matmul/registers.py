@@ -3,7 +3,9 @@
 A strip is a few registers of neighbouring columns (`counts`). One non-zero costs a load of its index, a load
 of its value and, for every register, a multiply-add with its operand read from memory: vector loads at full
 width however scattered the non-zeros are. The last register of a strip is masked, so that any number of
-columns will do. Arrays are flat, with offsets; bfloat16 comes as uint16 and is widened as it is read.
+columns will do. bfloat16 comes as uint16 and is widened as it is read.
+
+What a product works on stands in a block of integers (`COUNTER` and what follows), shared by all threads.
 """
 
 from collections.abc import Callable
@@ -16,14 +18,23 @@ from numba.extending import intrinsic
 
 from sparsebook.kernels.selection.lanes import WIDTH, broadcast, element, load, multiply_add, store
 
-COUNTS = (1, 2, 3, 4, 6, 8, 10, 13, 16)
-"""Registers that a strip may have; 13 are a row of 14 x 14 pixels with AVX-512."""
+(
+    COUNTER, THREAD, PLAN, STRIPS, PARTS, ENTRIES, ROWS, SOURCES, OFFSETS, COLUMNS, VALUES, Y, X, STRIDE,
+    BIAS, BOUNDS, TILE, TILE_SIZE, N_ARGUMENTS,
+) = range(19)  # fmt: skip
+"""What stands where in the block of a product's arguments.
+
+Counters of items and of threads, both 0 at first; address and length of the plan, parts of the rows;
+entries, row blocks, rows of x; addresses of the lists and of y and x, whose rows lie STRIDE apart; addresses
+of bias and bounds; address of the threads' tiles and floats in each.
+"""
+COUNTS = (1, 2, 3, 4, 6, 7, 8, 10, 13, 16)
+"""Registers that a strip may have; with AVX-512, 13 are an image of 14 x 14 pixels and 7 one half of it."""
 _SUMS = 12 if WIDTH == 8 else 24
 """Registers for sums: three quarters of what the machine has (16 with AVX, 32 with AVX-512 and NEON)."""
 
 _float, _i16, _i32, _i64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOATS, _INTEGERS, _HALVES = (ir.VectorType(kind, WIDTH) for kind in (_float, _i32, _i16))
-_TRUTHS = ir.VectorType(ir.IntType(1), WIDTH)
 _IOTA = ir.Constant(_INTEGERS, list(range(WIDTH)))
 
 
@@ -54,6 +65,14 @@ class _Strip:
         cells = self._cells(pointer)
         registers = [load(self.builder, cell, kind) for cell in cells[:-1]]
         return [self._widened(x) for x in [*registers, self._masked_load(cells[-1], kind)]]
+
+    def read_whole(self, pointer: Any) -> list[Any]:
+        """Registers of floats, every lane of the last."""
+        return [load(self.builder, cell, _FLOATS) for cell in self._cells(pointer)]
+
+    def write_whole(self, registers: list[Any], pointer: Any) -> None:
+        for register, cell in zip(registers, self._cells(pointer), strict=True):
+            store(self.builder, register, cell)
 
     def write(self, registers: list[Any], pointer: Any) -> None:
         if pointer.type.pointee == _i16:
@@ -104,82 +123,161 @@ def _number(builder: Any, pointer: Any) -> Any:
     return from_bfloat16(builder, value, _i32) if value.type == _i16 else value
 
 
-def _line(builder: Any, base: Any, columns: Any, at: Any, stride: Any) -> Any:
-    """Where the row begins that column index `at` names."""
-    column = builder.load(builder.gep(columns, [at]))
-    return builder.gep(base, [builder.mul(builder.sext(column, _i64), stride)])
-
-
 def counts(block: int) -> tuple[int, ...]:
     """Registers that a strip may have when `block` rows are summed at once."""
     return tuple(count for count in COUNTS if count * block <= _SUMS)
 
 
-def _for_rows(context: Any, builder: Any, signature: Any, arguments: Any, body: Callable[..., None]) -> None:
-    """`body(strip, row, first, last)` for the rows, with code of its own for every count of registers."""
-    kinds, (registers, tail, begin, end) = signature.args, arguments[:4]
-    block = len(kinds[4])
-    offsets = element(context, builder, kinds[5], arguments[5], _i64(0))
-    for count in counts(block):
-        with builder.if_then(builder.icmp_signed("==", registers, _i64(count))):
-            strip = _Strip(builder, count, tail)
-            with cgutils.for_range_slice(builder, begin, end, _i64(1)) as (row, _):
-                first, last = (
-                    builder.load(builder.gep(offsets, [builder.add(row, _i64(i))])) for i in (0, 1)
-                )
-                body(strip, row, builder.sext(first, _i64), builder.sext(last, _i64))
+class _Work:
+    """What the products have in common: typed addresses of lists and operands, and the loop over rows.
 
+    The arguments of each begin with the block of arguments, the strip's first column, its registers and the
+    lanes of its last, first and last row; they end with `block` (a tuple as long as a block has rows) and the
+    types of values and of indices, for each combination of which there is code of its own.
+    """
 
-def _at(builder: Any, base: Any, row: Any, block: int, stride: Any) -> list[Any]:
-    """Where the `block` rows of row block `row` begin."""
-    first = builder.mul(row, _i64(block))
-    return [builder.gep(base, [builder.mul(builder.add(first, _i64(r)), stride)]) for r in range(block)]
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+        self.builder = builder
+        self.numbers = element(context, builder, signature.args[0], arguments[0], _i64(0))
+        self.at, self.registers, self.tail, self.begin, self.end = arguments[1:6]
+        block, value, index = signature.args[-3:]
+        self.block = len(block)
+        self.value = _i16 if value.instance_type == types.uint16 else _float
+        self.index = ir.IntType(index.instance_type.bitwidth)
+        self.stride = self.number(STRIDE)
+        self.columns = self.pointer(COLUMNS, self.index)
+
+    def number(self, which: int) -> Any:
+        return self.builder.load(self.builder.gep(self.numbers, [_i64(which)]))
+
+    def pointer(self, which: int, kind: Any) -> Any:
+        return self.builder.inttoptr(self.number(which), kind.as_pointer())
+
+    def operand(self, which: int, kind: Any) -> Any:
+        """A dense operand, from the strip's first column on."""
+        return self.builder.gep(self.pointer(which, kind), [self.at])
+
+    def column(self, entry: Any) -> Any:
+        """The column that an entry names."""
+        return self.builder.sext(self.builder.load(self.builder.gep(self.columns, [entry])), _i64)
+
+    def line(self, base: Any, row: Any) -> Any:
+        """Where a row of a dense operand begins."""
+        return self.builder.gep(base, [self.builder.mul(row, self.stride)])
+
+    def lines(self, base: Any, row: Any) -> list[Any]:
+        """Where the rows of a row block begin."""
+        first = self.builder.mul(row, _i64(self.block))
+        return [self.line(base, self.builder.add(first, _i64(r))) for r in range(self.block)]
+
+    def cells(self, base: Any, entry: Any) -> list[Any]:
+        """Where the numbers of an entry or of a row block lie, one for every row of the block."""
+        first = self.builder.gep(base, [self.builder.mul(entry, _i64(self.block))])
+        return [self.builder.gep(first, [_i64(r)]) for r in range(self.block)]
+
+    def weights(self, base: Any, entry: Any) -> list[Any]:
+        """The numbers of an entry, each in every lane."""
+        cells = self.cells(base, entry)
+        return [broadcast(self.builder, _number(self.builder, cell), _FLOATS) for cell in cells]
+
+    def for_counts(self, body: Callable[["_Strip"], None]) -> None:
+        """`body(strip)`, with code of its own for every count of registers."""
+        for count in counts(self.block):
+            with self.builder.if_then(self.builder.icmp_signed("==", self.registers, _i64(count))):
+                body(_Strip(self.builder, count, self.tail))
+
+    def for_rows(
+        self, body: Callable[["_Strip", Any], tuple[Callable[[Any], None], Callable[[], None] | None]]
+    ) -> None:
+        """`body(strip, row)` for the row blocks: it returns what is done for each entry, and at the end."""
+        builder, offsets = self.builder, self.pointer(OFFSETS, self.index)
+
+        def rows(strip: _Strip) -> None:
+            with cgutils.for_range_slice(builder, self.begin, self.end, _i64(1)) as (row, _):
+                bounds = [builder.load(builder.gep(offsets, [builder.add(row, _i64(i))])) for i in (0, 1)]
+                first, last = (builder.sext(bound, _i64) for bound in bounds)
+                each, finish = body(strip, row)
+                with cgutils.for_range_slice(builder, first, last, _i64(1)) as (entry, _):
+                    each(entry)
+                if finish:
+                    finish()
+
+        self.for_counts(rows)
 
 
 @intrinsic
 @no_type_check
-def gather(
-    _context, registers, tail, begin, end, block, offsets, columns, values, y, x, at, stride, bias, low, high
-):
+def pack(_context, a, at, registers, tail, begin, end, tile, block, value, index):
+    """Copy rows `begin` to `end` of a strip of x to the address `tile`, in whole registers of floats."""
+    n = types.int64
+    signature = types.void(a, n, n, n, n, n, n, block, value, index)
+
+    def generate(context, builder, signature, arguments):
+        work = _Work(context, builder, signature, arguments)
+        x, tile = work.operand(X, work.value), builder.inttoptr(arguments[6], _float.as_pointer())
+
+        def rows(strip):
+            with cgutils.for_range_slice(builder, work.begin, work.end, _i64(1)) as (row, _):
+                target = builder.gep(tile, [builder.mul(row, _i64(strip.count * WIDTH))])
+                strip.write_whole(strip.read(work.line(x, row)), target)
+
+        work.for_counts(rows)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+@no_type_check
+def gather(_context, a, at, registers, tail, begin, end, tile, block, value, index):
     """For the rows of row blocks `begin` to `end`, in the strip of `registers` that starts at column `at`:
 
     y[row] = clamp(bias[row] + sum over t of values[t, row] * x[columns[t]]),  offsets[] <= t < offsets[+ 1]
 
-    `block` is a tuple as long as a block has rows: so it is part of the type, each is compiled for itself.
-    Rows of x and y lie `stride` apart; `tail` lanes of the last register count. NaN passes the clamp.
+    `tile` is the address to which `pack` has copied the strip of x, or None: then x itself is read. `tail`
+    lanes of the last register count. NaN passes the clamp.
     """
-    n, f = types.int64, types.float32
-    signature = types.void(n, n, n, n, block, offsets, columns, values, y, x, n, n, bias, f, f)
+    n = types.int64
+    signature = types.void(a, n, n, n, n, n, tile, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        kinds, block = signature.args, len(signature.args[4])
-        at, stride, low, high = (arguments[i] for i in (10, 11, 13, 14))
-        y, x = (element(context, builder, kinds[i], arguments[i], at) for i in (8, 9))
-        columns, values, bias = (
-            element(context, builder, kinds[i], arguments[i], _i64(0)) for i in (6, 7, 12)
+        work = _Work(context, builder, signature, arguments)
+        packed = not isinstance(signature.args[6], types.NoneType)
+        x = builder.inttoptr(arguments[6], _float.as_pointer()) if packed else work.operand(X, work.value)
+        y, values = work.operand(Y, work.value), work.pointer(VALUES, work.value)
+        bias, bounds = work.pointer(BIAS, _float), work.pointer(BOUNDS, _float)
+        lowest, highest = (
+            broadcast(builder, builder.load(builder.gep(bounds, [_i64(i)])), _FLOATS) for i in (0, 1)
         )
-        lowest, highest = broadcast(builder, low, _FLOATS), broadcast(builder, high, _FLOATS)
 
         def clamped(value):
             value = builder.select(builder.fcmp_ordered("<", value, lowest), lowest, value)
             return builder.select(builder.fcmp_ordered(">", value, highest), highest, value)
 
-        def rows(strip, row, first, last):
+        def read(strip, column):
+            if not packed:
+                return strip.read(work.line(x, column))
+            return strip.read_whole(builder.gep(x, [builder.mul(column, _i64(strip.count * WIDTH))]))
+
+        def row_sums(strip, row):
             sums = []
-            for start in _at(builder, bias, row, block, _i64(1)):
-                start = broadcast(builder, builder.load(start), _FLOATS)
+            for cell in work.cells(bias, row):
+                start = broadcast(builder, builder.load(cell), _FLOATS)
                 sums.append([cgutils.alloca_once_value(builder, start) for _ in range(strip.count)])
-            with cgutils.for_range_slice(builder, first, last, _i64(1)) as (t, _):
-                sources = strip.read(_line(builder, x, columns, t, stride))
-                cells = builder.gep(values, [builder.mul(t, _i64(block))])
-                for r, own in enumerate(sums):
-                    weight = broadcast(builder, _number(builder, builder.gep(cells, [_i64(r)])), _FLOATS)
+
+            def add(entry):
+                sources = read(strip, work.column(entry))
+                for weight, own in zip(work.weights(values, entry), sums, strict=True):
                     for source, total in zip(sources, own, strict=True):
                         builder.store(multiply_add(builder, weight, source, builder.load(total)), total)
-            for own, target in zip(sums, _at(builder, y, row, block, stride), strict=True):
-                strip.write([clamped(builder.load(total)) for total in own], target)
 
-        _for_rows(context, builder, signature, arguments, rows)
+            def write():
+                for own, target in zip(sums, work.lines(y, row), strict=True):
+                    strip.write([clamped(builder.load(total)) for total in own], target)
+
+            return add, write
+
+        work.for_rows(row_sums)
         return context.get_dummy_value()
 
     return signature, generate
@@ -187,28 +285,28 @@ def gather(
 
 @intrinsic
 @no_type_check
-def scatter(_context, registers, tail, begin, end, block, offsets, columns, values, y, x, at, stride):
+def scatter(_context, a, at, registers, tail, begin, end, block, value, index):
     """For the same rows and strip: x[columns[t]] += sum over the block's rows of values[t, row] * y[row]."""
     n = types.int64
-    signature = types.void(n, n, n, n, block, offsets, columns, values, y, x, n, n)
+    signature = types.void(a, n, n, n, n, n, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        kinds, block, (at, stride) = signature.args, len(signature.args[4]), arguments[10:]
-        y, x = (element(context, builder, kinds[i], arguments[i], at) for i in (8, 9))
-        columns, values = (element(context, builder, kinds[i], arguments[i], _i64(0)) for i in (6, 7))
+        work = _Work(context, builder, signature, arguments)
+        y, x, values = work.operand(Y, work.value), work.operand(X, _float), work.pointer(VALUES, work.value)
 
-        def rows(strip, row, first, last):
-            own = [strip.read(source) for source in _at(builder, y, row, block, stride)]
-            with cgutils.for_range_slice(builder, first, last, _i64(1)) as (t, _):
-                line = _line(builder, x, columns, t, stride)
+        def row_terms(strip, row):
+            own = [strip.read(source) for source in work.lines(y, row)]
+
+            def add(entry):
+                line = work.line(x, work.column(entry))
                 sums = strip.read(line)
-                cells = builder.gep(values, [builder.mul(t, _i64(block))])
-                for r, sources in enumerate(own):
-                    weight = broadcast(builder, _number(builder, builder.gep(cells, [_i64(r)])), _FLOATS)
+                for weight, sources in zip(work.weights(values, entry), own, strict=True):
                     sums = [multiply_add(builder, weight, a, b) for a, b in zip(sources, sums, strict=True)]
                 strip.write(sums, line)
 
-        _for_rows(context, builder, signature, arguments, rows)
+            return add, None
+
+        work.for_rows(row_terms)
         return context.get_dummy_value()
 
     return signature, generate
@@ -216,27 +314,27 @@ def scatter(_context, registers, tail, begin, end, block, offsets, columns, valu
 
 @intrinsic
 @no_type_check
-def products(_context, registers, tail, begin, end, block, offsets, columns, out, y, x, at, stride):
-    """For the same rows and strip: out[t, row] += <y[row], x[columns[t]]>."""
+def products(_context, a, at, registers, tail, begin, end, block, value, index):
+    """For the same rows and strip: values[t, row] += <y[row], x[columns[t]]>, in float32."""
     n = types.int64
-    signature = types.void(n, n, n, n, block, offsets, columns, out, y, x, n, n)
+    signature = types.void(a, n, n, n, n, n, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        kinds, block, (at, stride) = signature.args, len(signature.args[4]), arguments[10:]
-        y, x = (element(context, builder, kinds[i], arguments[i], at) for i in (8, 9))
-        columns, out = (element(context, builder, kinds[i], arguments[i], _i64(0)) for i in (6, 7))
+        work = _Work(context, builder, signature, arguments)
+        y, x, out = work.operand(Y, work.value), work.operand(X, work.value), work.pointer(VALUES, _float)
 
-        def rows(strip, row, first, last):
-            own = [strip.read(source) for source in _at(builder, y, row, block, stride)]
-            with cgutils.for_range_slice(builder, first, last, _i64(1)) as (t, _):
-                others = strip.read(_line(builder, x, columns, t, stride))
-                cells = builder.gep(out, [builder.mul(t, _i64(block))])
-                for r, sources in enumerate(own):
-                    cell = builder.gep(cells, [_i64(r)])
+        def row_products(strip, row):
+            own = [strip.read(source) for source in work.lines(y, row)]
+
+            def add(entry):
+                others = strip.read(work.line(x, work.column(entry)))
+                for cell, sources in zip(work.cells(out, entry), own, strict=True):
                     total = _inner_product(builder, sources, others)
                     builder.store(builder.fadd(builder.load(cell), total), cell)
 
-        _for_rows(context, builder, signature, arguments, rows)
+            return add, None
+
+        work.for_rows(row_products)
         return context.get_dummy_value()
 
     return signature, generate
