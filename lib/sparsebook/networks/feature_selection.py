@@ -50,10 +50,10 @@ def heat_graph(x: Rows, n_neighbors: int = 5, t: float | int | None = None) -> A
     if t is not None and not t > 0:
         raise ValueError(f"t={t}: expected a positive width")
     graph = kneighbors_graph(x, n_neighbors, mode="distance").tocsr()
+    graph.data += 1  # samples that coincide have distance 0, and zeros would be no edges
     graph = graph.maximum(graph.T).tocsr()
-    squares = graph.data**2
+    squares = (graph.data - 1) ** 2
     width = float(squares.mean()) if t is None else t
-    # Samples that coincide have distance 0 and are no edges of a sparse matrix: their weight, 1, is set here.
     graph.data = np.exp(-squares / width) if width > 0 else np.ones_like(squares)
     return graph
 
