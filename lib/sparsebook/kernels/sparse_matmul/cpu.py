@@ -72,7 +72,7 @@ def _share(offsets, part, parts):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _arguments(block):
+def job_arguments(block):
     """The block as an array, and the plan: first column, registers and last lanes of each strip."""
     a = carray(block, N_ARGUMENTS)
     return a, carray(pointer_to(a[PLAN]), (a[STRIPS], 3), np.int64)
@@ -85,7 +85,7 @@ def _gather_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a, plan = _arguments(block_of_arguments)
+        a, plan = job_arguments(block_of_arguments)
         offsets, parts = carray(pointer_to(a[OFFSETS]), a[ROWS] + 1, index), a[PARTS]
         while True:
             item = take_number(a)
@@ -105,7 +105,7 @@ def _packed_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a, plan = _arguments(block_of_arguments)
+        a, plan = job_arguments(block_of_arguments)
         offsets, parts = carray(pointer_to(a[OFFSETS]), a[ROWS] + 1, index), a[PARTS]
         tile, before = a[TILE] + 4 * a[TILE_SIZE] * take_number(a[THREAD:]), -1
         while True:
@@ -129,7 +129,7 @@ def _scatter_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a, plan = _arguments(block_of_arguments)
+        a, plan = job_arguments(block_of_arguments)
         while True:
             strip = take_number(a)
             if strip >= len(plan):
@@ -147,7 +147,7 @@ def _products_job(block: tuple[int, ...], value: type, index: type) -> Any:
     @cfunc(JOB, cache=True)
     @no_type_check
     def job(block_of_arguments):
-        a, plan = _arguments(block_of_arguments)
+        a, plan = job_arguments(block_of_arguments)
         offsets, parts = carray(pointer_to(a[OFFSETS]), a[ROWS] + 1, index), a[PARTS]
         while True:
             part = take_number(a)

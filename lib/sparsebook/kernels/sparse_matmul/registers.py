@@ -143,9 +143,13 @@ class _Work:
         block, value, index = signature.args[-3:]
         self.block = len(block)
         self.value = _i16 if value.instance_type == types.uint16 else _float
-        self.index = ir.IntType(index.instance_type.bitwidth)
         self.stride = self.number(STRIDE)
-        self.columns = self.pointer(COLUMNS, self.index)
+        self.open_index(index)
+
+    def open_index(self, index: Any) -> None:
+        """Make ready what `bounds` and `column` read."""
+        kind = ir.IntType(index.instance_type.bitwidth)
+        self.offsets, self.columns = self.pointer(OFFSETS, kind), self.pointer(COLUMNS, kind)
 
     def number(self, which: int) -> Any:
         return self.builder.load(self.builder.gep(self.numbers, [_i64(which)]))
@@ -156,6 +160,12 @@ class _Work:
     def operand(self, which: int, kind: Any) -> Any:
         """A dense operand, from the strip's first column on."""
         return self.builder.gep(self.pointer(which, kind), [self.at])
+
+    def bounds(self, row: Any) -> tuple[Any, Any]:
+        """First entry of a row block and of the next; `column` is then asked for those between."""
+        at = [self.builder.gep(self.offsets, [self.builder.add(row, _i64(i))]) for i in (0, 1)]
+        first, last = (self.builder.sext(self.builder.load(cell), _i64) for cell in at)
+        return first, last
 
     def column(self, entry: Any) -> Any:
         """The column that an entry names."""
@@ -190,12 +200,11 @@ class _Work:
         self, body: Callable[["_Strip", Any], tuple[Callable[[Any], None], Callable[[], None] | None]]
     ) -> None:
         """`body(strip, row)` for the row blocks: it returns what is done for each entry, and at the end."""
-        builder, offsets = self.builder, self.pointer(OFFSETS, self.index)
+        builder = self.builder
 
         def rows(strip: _Strip) -> None:
             with cgutils.for_range_slice(builder, self.begin, self.end, _i64(1)) as (row, _):
-                bounds = [builder.load(builder.gep(offsets, [builder.add(row, _i64(i))])) for i in (0, 1)]
-                first, last = (builder.sext(bound, _i64) for bound in bounds)
+                first, last = self.bounds(row)
                 each, finish = body(strip, row)
                 with cgutils.for_range_slice(builder, first, last, _i64(1)) as (entry, _):
                     each(entry)
@@ -203,6 +212,43 @@ class _Work:
                     finish()
 
         self.for_counts(rows)
+
+
+class _Groups(_Work):
+    """N:M: each m neighbours in a row have n entries, whose positions are packed into bits (`kernels.nm`).
+
+    In place of the type of indices stands the tuple (n zeros, m zeros).
+    """
+
+    def open_index(self, index: Any) -> None:
+        self.n, self.m = (len(part) for part in index)
+        self.bits = position_bits(self.m)
+        self.positions = self.pointer(COLUMNS, ir.IntType(8))
+        groups = self.builder.udiv(self.number(SOURCES), _i64(self.m))
+        self.kept = self.builder.mul(groups, _i64(self.n))
+
+    def bounds(self, row: Any) -> tuple[Any, Any]:
+        self.before = self.builder.mul(row, self.number(SOURCES))
+        first = self.builder.mul(row, self.kept)
+        return first, self.builder.add(first, self.kept)
+
+    def column(self, entry: Any) -> Any:
+        builder, per_byte = self.builder, 8 // self.bits
+        byte = builder.load(builder.gep(self.positions, [builder.udiv(entry, _i64(per_byte))]))
+        shift = builder.mul(builder.urem(entry, _i64(per_byte)), _i64(self.bits))
+        position = builder.and_(builder.lshr(builder.zext(byte, _i64), shift), _i64(2**self.bits - 1))
+        group = builder.mul(builder.udiv(entry, _i64(self.n)), _i64(self.m))
+        return builder.sub(builder.add(group, position), self.before)
+
+
+def position_bits(m: int) -> int:
+    """Bits of a position among m neighbours: 1, 2, 4 or 8, so that none lies across two bytes."""
+    return next(bits for bits in (1, 2, 4, 8) if 2**bits >= m)
+
+
+def _work(context: Any, builder: Any, signature: Any, arguments: Any) -> _Work:
+    grouped = isinstance(signature.args[-1], types.BaseTuple)
+    return (_Groups if grouped else _Work)(context, builder, signature, arguments)
 
 
 @intrinsic
@@ -213,7 +259,7 @@ def pack(_context, a, at, registers, tail, begin, end, tile, block, value, index
     signature = types.void(a, n, n, n, n, n, n, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        work = _Work(context, builder, signature, arguments)
+        work = _work(context, builder, signature, arguments)
         x, tile = work.operand(X, work.value), builder.inttoptr(arguments[6], _float.as_pointer())
 
         def rows(strip):
@@ -241,7 +287,7 @@ def gather(_context, a, at, registers, tail, begin, end, tile, block, value, ind
     signature = types.void(a, n, n, n, n, n, tile, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        work = _Work(context, builder, signature, arguments)
+        work = _work(context, builder, signature, arguments)
         packed = not isinstance(signature.args[6], types.NoneType)
         x = builder.inttoptr(arguments[6], _float.as_pointer()) if packed else work.operand(X, work.value)
         y, values = work.operand(Y, work.value), work.pointer(VALUES, work.value)
@@ -291,7 +337,7 @@ def scatter(_context, a, at, registers, tail, begin, end, block, value, index):
     signature = types.void(a, n, n, n, n, n, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        work = _Work(context, builder, signature, arguments)
+        work = _work(context, builder, signature, arguments)
         y, x, values = work.operand(Y, work.value), work.operand(X, _float), work.pointer(VALUES, work.value)
 
         def row_terms(strip, row):
@@ -320,7 +366,7 @@ def products(_context, a, at, registers, tail, begin, end, block, value, index):
     signature = types.void(a, n, n, n, n, n, block, value, index)
 
     def generate(context, builder, signature, arguments):
-        work = _Work(context, builder, signature, arguments)
+        work = _work(context, builder, signature, arguments)
         y, x, out = work.operand(Y, work.value), work.operand(X, work.value), work.pointer(VALUES, _float)
 
         def row_products(strip, row):
