@@ -153,6 +153,27 @@ def test_gradients_of_gradients_free_functions() -> None:
     assert torch.autograd.gradcheck(lambda y, x: sddmm_csr(*lists[1:], y, x), (y, x))
 
 
+def test_gradients_can_be_differentiated_again() -> None:
+    """float32 takes another way through autograd than float64: both, twice."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        weights = sparse(9, 6, 5, 0.5, dtype=dtype)
+        values, x = weights.values().clone().requires_grad_(), normal(10, 5, 3, dtype=dtype).requires_grad_()
+        y = spmm_csr(values, weights.col_indices(), weights.crow_indices(), x)
+        grads = torch.autograd.grad(y.pow(3).sum(), (values, x), create_graph=True)
+        found.append(torch.autograd.grad(sum(grad.square().sum() for grad in grads), (values, x)))
+    for single, double in zip(*found, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transposes_without_a_tile(block: int, dtype: torch.dtype, torch_threads, monkeypatch) -> None:
+    monkeypatch.setattr(cpu, "_LARGEST_TILE", 0)
+    weights, y = sparse(3, 48, 37, 0.2, block, dtype), normal(5, 48, 100, dtype=dtype)
+    close(spmm_t(weights, y), weights.to_dense().double().T @ y.double(), 10)
+
+
 def test_weights_get_a_sparse_gradient() -> None:
     weights = sparse(11, 8, 9, 0.4).requires_grad_()
     spmm(weights, normal(12, 9, 20)).square().sum().backward()

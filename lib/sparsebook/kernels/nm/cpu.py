@@ -80,7 +80,7 @@ def _scatter_job(value: type, pattern: Pattern) -> Any:
             if strip >= len(plan):
                 return
             at, registers, tail = plan[strip]
-            scatter(a, at, registers, tail, 0, a[ROWS], _SINGLE, value, pattern)
+            scatter(a, at, registers, tail, 0, a[ROWS], None, _SINGLE, value, pattern)
 
     return job
 
@@ -150,8 +150,9 @@ def nm_matmul_cpu(values: Tensor, positions: Tensor, x: Tensor, n: int, m: int) 
     if not y.numel() or not sources:
         return y.zero_()
     threads = thread_count(values.numel() * width, _LEAST_WORK)
-    strips = tile_strips(width, 1, sources, threads)
-    parts = 1 if strips.number % threads == 0 else 2 * threads
+    aligned = width % WIDTH == 0  # else threads side by side would write to the same cache lines
+    strips = tile_strips(width, 1, sources, threads if aligned else 1)
+    parts = 1 if aligned and strips.number % threads == 0 else threads
     tile = sources * strips.widest * WIDTH
     tiles, bias, bounds = (
         torch.empty(threads * tile),

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparsebook.kernels.sparse_matmul import operators  # noqa: F401 (registers the operators)
+from sparsebook.kernels.sparse_matmul import operators
 from sparsebook.kernels.sparse_matmul.cpu import Matrix, sddmm_cpu, spmm_cpu, spmm_t_cpu
 from sparsebook.kernels.sparse_matmul.known import PLAIN, recall, remember
 from sparsebook.kernels.sparse_matmul.reference import sddmm_reference, spmm_reference, spmm_t_reference
@@ -120,6 +120,8 @@ def spmm_csr(
         raise ValueError(f"low must not be above high, got {low} and {high}")
     if _plain(x, values, bias):
         return spmm_cpu(values, columns, offsets, x, bias, low, high)
+    if _direct(x, values, bias):
+        return operators.Spmm.apply(values, columns, offsets, x, bias, low, high)
     return torch.ops.sparsebook.spmm(values, columns, offsets, x, bias, low, high)
 
 
@@ -292,12 +294,19 @@ def _check_rows(values: Tensor, offsets: Tensor, y: Tensor) -> None:
         raise ValueError(f"y must have shape ({rows}, batch), the rows of weights, got {tuple(y.shape)}")
 
 
-def _plain(dense: Tensor, other: Tensor, bias: Tensor | None) -> bool:
-    """Whether the compiled code may be called at once, past PyTorch's dispatcher (some ten microseconds)."""
+def _direct(dense: Tensor, other: Tensor, bias: Tensor | None) -> bool:
+    """Whether compiled code may be called past PyTorch's dispatcher (some ten microseconds)."""
     if not dense.is_cpu or dense.dtype == torch.float64 or torch.compiler.is_compiling():
         return False
+    if type(dense) not in PLAIN or type(other) not in PLAIN or not (bias is None or type(bias) in PLAIN):
+        return False
+    return not torch._C._are_functorch_transforms_active()
+
+
+def _plain(dense: Tensor, other: Tensor, bias: Tensor | None) -> bool:
+    """Whether that may be done with no thought of gradients."""
     if torch.is_grad_enabled() and (
         dense.requires_grad or other.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return False
-    return type(dense) in PLAIN and type(other) in PLAIN
+    return _direct(dense, other, bias)

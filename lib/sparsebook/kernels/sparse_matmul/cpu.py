@@ -38,11 +38,13 @@ from sparsebook.kernels.sparse_matmul.registers import (
     THREAD,
     TILE,
     TILE_SIZE,
+    clear,
     counts,
     gather,
     pack,
     products,
     scatter,
+    unpack,
 )
 from sparsebook.kernels.threads import JOB, pointer_to, run_job, thread_count
 
@@ -135,7 +137,28 @@ def _scatter_job(block: tuple[int, ...], value: type, index: type) -> Any:
             if strip >= len(plan):
                 return
             at, registers, tail = plan[strip]
-            scatter(a, at, registers, tail, 0, a[ROWS], block, value, index)
+            scatter(a, at, registers, tail, 0, a[ROWS], None, block, value, index)
+
+    return job
+
+
+@lru_cache
+def _packed_scatter_job(block: tuple[int, ...], value: type, index: type) -> Any:
+    """A job of `scatter`, each thread into a tile of its own that is copied to the result at the end."""
+
+    @cfunc(JOB, cache=True)
+    @no_type_check
+    def job(block_of_arguments):
+        a, plan = job_arguments(block_of_arguments)
+        tile, sources = a[TILE] + 4 * a[TILE_SIZE] * take_number(a[THREAD:]), a[SOURCES]
+        while True:
+            strip = take_number(a)
+            if strip >= len(plan):
+                return
+            at, registers, tail = plan[strip]
+            clear(a, at, registers, tail, 0, sources, tile, block, value, index)
+            scatter(a, at, registers, tail, 0, a[ROWS], tile, block, value, index)
+            unpack(a, at, registers, tail, 0, sources, tile, block, value, index)
 
     return job
 
@@ -294,16 +317,17 @@ class Matrix:
         return found
 
     def _new_plan(self, width: int, threads: int) -> Plan:
-        picks = self.entries if width % WIDTH == 0 and self.dtype == torch.float32 else 2 * self.entries
-        packed = picks >= _PICKS * self.sources and 4 * WIDTH * self.sources <= _LARGEST_TILE
-        if packed:
-            strips = tile_strips(width, self.block, self.sources, threads)
-            parts = 1 if strips.number % threads == 0 else 2 * threads
-        else:
+        aligned = width % WIDTH == 0
+        # Unless rows are aligned, threads side by side would write to the same cache lines: then each has
+        # rows of its own, and a tile of each strip.
+        picks = self.entries if aligned else 2 * self.entries // threads
+        if picks < _PICKS * self.sources or 4 * WIDTH * self.sources > _LARGEST_TILE:
             strips = overlapping_strips(width, self.block)
             parts = 1 if threads == 1 or strips.number >= 8 * threads else 2 * threads
-        tile = self.sources * strips.widest * WIDTH if packed else 0
-        return self.arguments(_packed_job if packed else _gather_job, strips, parts, tile)
+            return self.arguments(_gather_job, strips, parts)
+        strips = tile_strips(width, self.block, self.sources, threads if aligned else 1)
+        parts = 1 if aligned and strips.number % threads == 0 else threads
+        return self.arguments(_packed_job, strips, parts, self.sources * strips.widest * WIDTH)
 
     def arguments(self, job: Callable[..., Any], strips: Strips, parts: int, tile: int = 0) -> Plan:
         """Those for a kind of job."""
@@ -357,12 +381,21 @@ def spmm_cpu(
 def spmm_t_cpu(values: Tensor, columns: Tensor, offsets: Tensor, y: Tensor, n_columns: int) -> Tensor:
     """Arguments and result as the operator `sparsebook::spmm_t`; float32 or bfloat16, contiguous."""
     matrix, width = Matrix(values, columns, offsets, n_columns), y.shape[1]
+    threads = thread_count(matrix.numbers * width, _LEAST_WORK)
+    if width and n_columns and 4 * WIDTH * n_columns <= _LARGEST_TILE:
+        x = torch.empty(n_columns, width, dtype=y.dtype)
+        strips = tile_strips(width, matrix.block, n_columns, threads)
+        tile = n_columns * strips.widest * WIDTH
+        tiles = torch.empty(threads * tile)
+        plan = matrix.arguments(_packed_scatter_job, strips, 1)
+        matrix.run(plan, threads, (y.data_ptr(), x.data_ptr(), width, 0, 0, tiles.data_ptr(), tile))
+        return x
     # Sums are kept in float32: a half type would be rounded at every non-zero.
     x = torch.zeros(n_columns, width)
-    threads = thread_count(matrix.numbers * width, _LEAST_WORK)
     strips = separate_strips(width, matrix.block, threads) if width else _NOTHING
-    plan = matrix.arguments(_scatter_job, strips, 1)
-    matrix.run(plan, threads, (y.data_ptr(), x.data_ptr(), width, 0, 0, 0, 0))
+    matrix.run(
+        matrix.arguments(_scatter_job, strips, 1), threads, (y.data_ptr(), x.data_ptr(), width, 0, 0, 0, 0)
+    )
     return x.to(y.dtype)
 
 

@@ -79,17 +79,37 @@ def _keep_spmm(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.bounds, ctx.has_bias = (low, high), bias is not None
 
 
-def _spmm_gradient(ctx: Any, grad: Tensor) -> tuple:
+def _spmm_gradient(ctx: Any, grad: Tensor, sddmm: Any = None, spmm_t: Any = None) -> tuple:
+    sddmm, spmm_t = sddmm or _ops.sddmm, spmm_t or _ops.spmm_t
     values, columns, offsets, x, output = ctx.saved_tensors
     if output is not None:
         # As `hardtanh`: nothing passes where a bound was reached.
         grad = grad * ((output > ctx.bounds[0]) & (output < ctx.bounds[1]))
     grad, wanted = grad.contiguous(), ctx.needs_input_grad
     return (
-        _ops.sddmm(columns, offsets, grad, x, _block(values)) if wanted[0] else None, None, None,
-        _ops.spmm_t(values, columns, offsets, grad, x.shape[0]) if wanted[3] else None,
+        sddmm(columns, offsets, grad, x, _block(values)) if wanted[0] else None, None, None,
+        spmm_t(values, columns, offsets, grad, x.shape[0]) if wanted[3] else None,
         grad.sum(1) if ctx.has_bias and wanted[4] else None, None, None,
     )  # fmt: skip
+
+
+class Spmm(torch.autograd.Function):
+    """`sparsebook::spmm` with its gradient on a CPU, past the dispatcher (tens of microseconds)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, columns: Tensor, offsets: Tensor, x: Tensor, bias: Tensor | None,
+        low: float, high: float,
+    ) -> Tensor:  # fmt: skip
+        y = spmm_cpu(values, columns, offsets, x, bias, low, high)
+        _keep_spmm(ctx, (values, columns, offsets, x, bias, low, high), y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:  # type: ignore[override]
+        if torch.is_grad_enabled():  # somebody wants to differentiate the gradient
+            return _spmm_gradient(ctx, grad)
+        return _spmm_gradient(ctx, grad, sddmm_cpu, spmm_t_cpu)
 
 
 def _keep_spmm_t(ctx: Any, inputs: tuple, output: Tensor) -> None:

@@ -331,24 +331,77 @@ def gather(_context, a, at, registers, tail, begin, end, tile, block, value, ind
 
 @intrinsic
 @no_type_check
-def scatter(_context, a, at, registers, tail, begin, end, block, value, index):
-    """For the same rows and strip: x[columns[t]] += sum over the block's rows of values[t, row] * y[row]."""
+def clear(_context, a, at, registers, tail, begin, end, tile, block, value, index):
+    """Fill rows `begin` to `end` of the tile at an address with zeros."""
     n = types.int64
-    signature = types.void(a, n, n, n, n, n, block, value, index)
+    signature = types.void(a, n, n, n, n, n, n, block, value, index)
 
     def generate(context, builder, signature, arguments):
         work = _work(context, builder, signature, arguments)
-        y, x, values = work.operand(Y, work.value), work.operand(X, _float), work.pointer(VALUES, work.value)
+        tile = builder.inttoptr(arguments[6], _float.as_pointer())
+
+        def rows(strip):
+            with cgutils.for_range_slice(builder, work.begin, work.end, _i64(1)) as (row, _):
+                target = builder.gep(tile, [builder.mul(row, _i64(strip.count * WIDTH))])
+                strip.write_whole([_floats(0.0)] * strip.count, target)
+
+        work.for_counts(rows)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+@no_type_check
+def unpack(_context, a, at, registers, tail, begin, end, tile, block, value, index):
+    """Copy rows `begin` to `end` of the tile at an address to the strip of x, in the type of values."""
+    n = types.int64
+    signature = types.void(a, n, n, n, n, n, n, block, value, index)
+
+    def generate(context, builder, signature, arguments):
+        work = _work(context, builder, signature, arguments)
+        x, tile = work.operand(X, work.value), builder.inttoptr(arguments[6], _float.as_pointer())
+
+        def rows(strip):
+            with cgutils.for_range_slice(builder, work.begin, work.end, _i64(1)) as (row, _):
+                source = builder.gep(tile, [builder.mul(row, _i64(strip.count * WIDTH))])
+                strip.write(strip.read_whole(source), work.line(x, row))
+
+        work.for_counts(rows)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+@intrinsic
+@no_type_check
+def scatter(_context, a, at, registers, tail, begin, end, tile, block, value, index):
+    """For the same rows and strip: x[columns[t]] += sum over the block's rows of values[t, row] * y[row].
+
+    x is the tile at an address, or with None for it the float32 matrix itself.
+    """
+    n = types.int64
+    signature = types.void(a, n, n, n, n, n, tile, block, value, index)
+
+    def generate(context, builder, signature, arguments):
+        work = _work(context, builder, signature, arguments)
+        packed = not isinstance(signature.args[6], types.NoneType)
+        x = builder.inttoptr(arguments[6], _float.as_pointer()) if packed else work.operand(X, _float)
+        y, values = work.operand(Y, work.value), work.pointer(VALUES, work.value)
 
         def row_terms(strip, row):
             own = [strip.read(source) for source in work.lines(y, row)]
 
             def add(entry):
-                line = work.line(x, work.column(entry))
-                sums = strip.read(line)
+                column = work.column(entry)
+                if packed:
+                    line = builder.gep(x, [builder.mul(column, _i64(strip.count * WIDTH))])
+                else:
+                    line = work.line(x, column)
+                sums = strip.read_whole(line) if packed else strip.read(line)
                 for weight, sources in zip(work.weights(values, entry), own, strict=True):
                     sums = [multiply_add(builder, weight, a, b) for a, b in zip(sources, sums, strict=True)]
-                strip.write(sums, line)
+                (strip.write_whole if packed else strip.write)(sums, line)
 
             return add, None
 
