@@ -34,22 +34,26 @@ def _columns(across, step, width, left, pitch):
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _lay_out(x, plane, height, width, first, rows, pitch, step, left, top, size, band, at):
-    """Fill the step x step planes of `rows` rows that a band needs; columns of zeros are there already."""
+def _lay_out(x, plane, height, width, first, rows, pitch, step, left, top, apart, band, at, whole):
+    """Fill the step x step planes, `apart` from each other, of `rows` rows that a band needs.
+
+    Columns of zeros are there already; so are rows of zeros if every band is the whole of a plane.
+    """
     for down in range(step):
         for across in range(step):
             if step == 2 and across != left % 2:
                 continue  # done with its neighbours
             begin, end = _columns(across, step, width, left, pitch)
             other_begin, other_end = _columns(1 - across, step, width, left, pitch) if step == 2 else (0, 0)
-            other = at + (down * step + 1 - across) * size + other_begin
-            target = at + (down * step + across) * size + begin
+            other = at + (down * step + 1 - across) * apart + other_begin
+            target = at + (down * step + across) * apart + begin
             row = first * step + down - top
             for _ in range(rows):
                 start = plane + row * width
                 if row < 0 or row >= height:
-                    clear(band, target, end - begin)
-                    clear(band, other, other_end - other_begin)
+                    if not whole:
+                        clear(band, target, end - begin)
+                        clear(band, other, other_end - other_begin)
                 elif step == 1:
                     copy(band, target, x, start + begin - left, end - begin)
                 elif step == 2:
@@ -78,17 +82,19 @@ def _sum_up(out, band, at_out, at, vectors, shifts, weights, first, taps, bias, 
 (
     _ITEM, _THREAD, _X, _Y, _WEIGHT, _BIAS, _BOUNDS, _SHIFTS, _SPACE, _BATCH, _CHANNELS, _HEIGHT, _WIDTH,
     _X_BATCH, _X_CHANNEL, _Y_BATCH, _Y_CHANNEL, _NEW_HEIGHT, _NEW_WIDTH, _STEP, _LEFT, _TOP, _TAPS, _NEW_ROWS,
-    _ROWS, _PITCH, _SIZE, _ROOM, _BANDS, _TOGETHER, _RUN, _ARGUMENTS,
+    _ROWS, _PITCH, _SIZE, _ROOM, _BANDS, _TOGETHER, _BY_CHANNEL, _ARGUMENTS,
 ) = range(32)  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
 @no_type_check
-def _place(number, bands, channels, batch, new_rows):
+def _place(number, bands, channels, batch, new_rows, by_channel):
     """Image, channel and first row of the result of a band; without divisions where one will do."""
     whole, band = (number, 0) if bands == 1 else (number // bands, number % bands)
     if batch == 1:
         return 0, whole, band * new_rows
+    if by_channel:
+        return whole % batch, whole // batch, band * new_rows
     return whole // channels, whole % channels, band * new_rows
 
 
@@ -103,38 +109,44 @@ def _job() -> Any:
         batch, channels, height, width = a[_BATCH], a[_CHANNELS], a[_HEIGHT], a[_WIDTH]
         new_height, new_width, step, taps = a[_NEW_HEIGHT], a[_NEW_WIDTH], a[_STEP], a[_TAPS]
         new_rows, rows, pitch, size, room = a[_NEW_ROWS], a[_ROWS], a[_PITCH], a[_SIZE], a[_ROOM]
-        bands, together, run = a[_BANDS], a[_TOGETHER], a[_RUN]
+        bands, together, by_channel = a[_BANDS], a[_TOGETHER], a[_BY_CHANNEL]
         x, y = carray(pointer_to(a[_X]), 1, np.float32), carray(pointer_to(a[_Y]), 1, np.float32)
         weights = carray(pointer_to(a[_WEIGHT]), 1, np.float32)
         bias = carray(pointer_to(a[_BIAS]), 1, np.float32)
         bounds = carray(pointer_to(a[_BOUNDS]), 2, np.float32)
         shifts = carray(pointer_to(a[_SHIFTS]), 1, np.int64)
         own = carray(pointer_to(a[_SPACE] + 4 * room * take_number(a[_THREAD:])), room, np.float32)
-        out = own[together * step * step * size + _SLACK :]
+        between = (room - together * (step * step + 1) * size) // 2
+        out = own[together * step * step * size + between :]
         while True:
             item = take_number(a) * together
             if item >= batch * channels * bands:
                 return
-            # All planes of an item step by step: what was written a moment ago is slow to read.
+            # All planes of an item step by step: what was written a moment ago is slow to read. Neighbours of
+            # one channel are one run.
             end = min(item + together, batch * channels * bands)
             for number in range(item, end):
-                image, channel, first = _place(number, bands, channels, batch, new_rows)
+                image, channel, first = _place(number, bands, channels, batch, new_rows, by_channel)
                 plane = image * a[_X_BATCH] + channel * a[_X_CHANNEL]
                 _lay_out(
-                    x, plane, height, width, first, rows, pitch, step, a[_LEFT], a[_TOP], size, own,
-                    (number - item) * step * step * size,
+                    x, plane, height, width, first, rows, pitch, step, a[_LEFT], a[_TOP], together * size,
+                    own, (number - item) * size, bands == 1,
                 )  # fmt: skip
-            for number in range(item, end):
-                _, channel, first = _place(number, bands, channels, batch, new_rows)
-                vectors = (min(new_rows, new_height - first) * pitch + WIDTH - 1) // WIDTH
+            number = item
+            while number < end:
+                _, channel, first = _place(number, bands, channels, batch, new_rows, by_channel)
+                planes = min(end - number, batch - number % batch) if by_channel and bands == 1 else 1
+                run = (planes - 1) * size + min(new_rows, new_height - first) * pitch
+                at = (number - item) * size
                 _sum_up(
-                    out, own, (number - item) * run, (number - item) * step * step * size, vectors, shifts,
-                    weights, channel * taps, taps, bias[channel], bounds[0], bounds[1],
+                    out, own, at, at, (run + WIDTH - 1) // WIDTH, shifts, weights, channel * taps, taps,
+                    bias[channel], bounds[0], bounds[1],
                 )  # fmt: skip
+                number += planes
             for number in range(item, end):
-                image, channel, first = _place(number, bands, channels, batch, new_rows)
+                image, channel, first = _place(number, bands, channels, batch, new_rows, by_channel)
                 target = image * a[_Y_BATCH] + channel * a[_Y_CHANNEL] + first * new_width
-                source = (number - item) * run
+                source = (number - item) * size
                 for row in range(min(new_rows, new_height - first)):
                     copy(y, target + row * new_width, out, source + row * pitch, new_width)
 
@@ -155,18 +167,16 @@ def _geometry(
     bands = -(-new_height // most)
     rows = -(-new_height // bands)
     size = (rows + more) * pitch
+    together = max(1, _BAND // ((stride * stride + 1) * size)) if bands == 1 else 1
     taps = [
-        ((ky % stride) * stride + kx % stride) * size + (ky // stride) * pitch + kx // stride
+        ((ky % stride) * stride + kx % stride) * together * size + (ky // stride) * pitch + kx // stride
         for ky in range(high)
         for kx in range(wide)
     ]
-    run = -(-rows * pitch // WIDTH) * WIDTH
-    planes = stride * stride * size
-    together = max(1, _BAND // (planes + run)) if bands == 1 else 1
-    space = together * (planes + run) + 2 * _SLACK
+    space = together * (stride * stride + 1) * size + 2 * (_SLACK + more * pitch + WIDTH)
     sizes = [
         new_height, new_width, stride, sides[0], sides[2], high * wide, rows, rows + more, pitch, size, space,
-        bands, together, run,
+        bands, together,
     ]  # fmt: skip
     return sizes, torch.tensor(taps), space
 
@@ -203,7 +213,9 @@ def depthwise_cpu(
         weights, bounds, room = weight.float(), _bounds(low, high), torch.zeros(threads * space)
         pointers = [tensor.data_ptr() for tensor in (x, y, weights, biases, bounds, shifts, room)]
         strides = [*x.stride()[:2], *y.stride()[:2]]
-        run_job(_job(), threads, [0, 0, *pointers, batch, channels, height, width, *strides, *sizes])
+        by_channel = int(batch > 1 and x.stride(0) < x.stride(1))
+        given = [batch, channels, height, width, *strides, *sizes, by_channel]
+        run_job(_job(), threads, [0, 0, *pointers, *given])
     return y.to(dtype)
 
 

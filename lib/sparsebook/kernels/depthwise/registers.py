@@ -1,5 +1,6 @@
 """The loops of a depthwise convolution in LLVM's vector type: sums in registers along a run of pixels."""
 
+from collections.abc import Callable
 from typing import Any, no_type_check
 
 from llvmlite import ir
@@ -66,10 +67,12 @@ def copy(_context, y, at, x, start, n):
     def generate(context, builder, signature, arguments):
         target = element(context, builder, signature.args[0], *arguments[:2])
         source = element(context, builder, signature.args[2], *arguments[2:4])
-        with cgutils.for_range_slice(builder, _i64(0), arguments[4], _i64(WIDTH)) as (i, _):
-            left = builder.sub(arguments[4], i)
+
+        def step(i, left):
             piece = _masked_load(builder, builder.gep(source, [i]), left)
             _masked_store(builder, piece, builder.gep(target, [i]), left)
+
+        _by_steps(builder, arguments[4], WIDTH, step)
         return context.get_dummy_value()
 
     return types.void(y, types.int64, x, types.int64, types.int64), generate
@@ -89,8 +92,9 @@ def part(_context, y, at_even, n_even, at_odd, n_odd, x, start, n):
         kinds, n = signature.args, arguments[7]
         targets = [element(context, builder, kinds[0], arguments[0], arguments[i]) for i in (1, 3)]
         source = element(context, builder, kinds[5], *arguments[5:7])
-        with cgutils.for_range_slice(builder, _i64(0), n, _i64(2 * WIDTH)) as (i, _):
-            left, half = builder.sub(n, i), builder.lshr(i, _i64(1))
+
+        def step(i, left):
+            half = builder.lshr(i, _i64(1))
             halves = [
                 _masked_load(
                     builder, builder.gep(source, [builder.add(i, offset)]), builder.sub(left, offset)
@@ -101,6 +105,8 @@ def part(_context, y, at_even, n_even, at_odd, n_odd, x, start, n):
                 lanes = ir.Constant(_INTEGERS, list(range(parity, 2 * WIDTH, 2)))
                 piece = builder.shuffle_vector(*halves, lanes)
                 _masked_store(builder, piece, builder.gep(target, [half]), builder.sub(room, half))
+
+        _by_steps(builder, n, 2 * WIDTH, step)
         return context.get_dummy_value()
 
     return signature, generate
@@ -118,6 +124,15 @@ def clear(_context, y, at, n):
         return context.get_dummy_value()
 
     return types.void(y, types.int64, types.int64), generate
+
+
+def _by_steps(builder: Any, n: Any, width: int, step: Callable[[Any, Any], None]) -> None:
+    """`step(i, n - i)` for i = 0, width, ... below n; a single one's masks can leave the loops around."""
+    with builder.if_else(builder.icmp_signed("<=", n, _i64(width))) as (short, long):
+        with short:
+            step(_i64(0), n)
+        with long, cgutils.for_range_slice(builder, _i64(0), n, _i64(width)) as (i, _):
+            step(i, builder.sub(n, i))
 
 
 def _first_lanes(builder: Any, count: Any) -> Any:
