@@ -56,6 +56,7 @@ def test_the_map_is_read_as_declared():
             value = peak if ratio == 0.5 else peak * 0.6 if dim == high and ratio <= 2 else peak * 0.1
             for metric, found in (("frr_0.8", value), ("untrained_frr_0.8", 0.0)):
                 table += rows("ba", metric, [found] * 3, dim=dim, ratio=ratio, pairs=0.0)
+            table += rows("ba", "frr_0.9", [value / 2] * 3, dim=dim, ratio=ratio, pairs=0.0)
     for metric, found in (("frr_0.8", 0.5), ("untrained_frr_0.8", 0.25)):
         table += rows("ba", metric, [found] * 3, dim=middle, ratio=1.0, pairs=0.0)
     for pairs, value in zip(config.mixed_pairs, (0.7, 0.2), strict=True):
@@ -67,6 +68,14 @@ def test_the_map_is_read_as_declared():
     assert value["C1d"] == 4 - 1  # a quarter to twice against one target
     assert value["C1e"] == pytest.approx((0.25 - 0.01) - (0.08 - 0.25))
     assert value["C8c"] == pytest.approx(0.5)
+    assert value["H14"] == value["H15"] == pytest.approx(0)
+
+
+def test_targets_that_find_equally_much_count_by_their_mean():
+    rates = pd.DataFrame(
+        [[0.9, 1.0, 1.0, 0.2], [0.1, 0.5, 0.6, 0.2], [0, 0, 0, 0]], columns=[0.25, 0.5, 1.0, 2.0]
+    )
+    assert verdicts.best_octave(rates).tolist() == [-0.5, 0.0, -2.0]
 
 
 def test_without_any_gain_there_is_no_band():
@@ -90,8 +99,33 @@ def test_errors_are_paired_by_run_and_rates_chosen_by_error():
     tuning = pd.DataFrame(table)
     assert runs.best_rate(tuning, "gba") == 0.2
     assert runs.common_l0(tuning) == pytest.approx(4.0)
+    assert runs.tuned_rival(pd.DataFrame(table + steered(10.0)), "l1").k == pytest.approx(4.0)
+    near = pd.DataFrame(table + steered(4.8) + steered(4.1, "l1_aim", aim=3.3))
+    assert runs.tuned_rival(near, "l1") == training.Arm("l1", "l1", 0.2, k=3.3)
+    worse = pd.DataFrame(table + steered(4.8) + steered(3.0, "l1_aim", aim=3.3))
+    assert runs.tuned_rival(worse, "l1").k == pytest.approx(4.0)
     with pytest.raises(ValueError, match="nmse of topk was not measured"):
         verdicts.per_seed(tuning, "topk", "nmse")
+
+
+def steered(l0, name="l1", aim=None):
+    """A rival's tuning at two rates, or what it came to when it was aimed once more."""
+    found = [(0.2, 0.3)] if aim else [(0.1, 0.4), (0.2, 0.3)]
+    table = [row for rate, error in found for row in rows(name, "nmse", [error], rate=rate)]
+    table += [row for rate, _ in found for row in rows(name, "l0", [l0], rate=rate)]
+    return table + (rows(name, "aim", [aim], rate=0.2) if aim else [])
+
+
+def test_bias_adaptation_is_brought_to_the_common_sparsity_between_its_targets():
+    table = rows("gba", "nmse", [0.3], rate=0.1) + rows("gba", "l0", [8.0], rate=0.1)
+    for rate, error in ((0.1, 0.4), (0.2, 0.2)):
+        for target, l0 in ((0.01, 4.0), (0.04, 16.0)):
+            table += rows("ba", "l0", [l0], rate=rate, target=target)
+            table += rows("ba", "nmse", [error * (1 if l0 == 4 else 0.25)], rate=rate, target=target)
+    found = runs.matched_ba(pd.DataFrame(table))
+    assert found.target.tolist() == pytest.approx([0.02, 0.02])  # the middle, in logarithms
+    assert found.nmse.tolist() == pytest.approx([0.2, 0.1])
+    assert found.nmse.idxmin() == 0.2
 
 
 def test_rivals_come_to_the_common_sparsity(smoke):
@@ -99,7 +133,8 @@ def test_rivals_come_to_the_common_sparsity(smoke):
     world, k = found["world"], runs.common_l0(found["tuning"])
     assert verdicts.per_seed(world, "topk", "l0").mean() == pytest.approx(round(k), rel=0.05)
     arms = runs.world_arms(config, found["tuning"])
-    assert arms["batch_topk"].k == arms["l1"].k == arms["jumprelu"].k == k
+    assert arms["batch_topk"].k == k
+    assert arms["l1"] == runs.tuned_rival(found["tuning"], "l1")
     assert arms["ba"].targets.tolist() == [pytest.approx(4 / 32)]
 
 
@@ -118,6 +153,7 @@ def test_figures_tables_and_answers(smoke):
         experiment.draw_frontier(found["real"]),
         experiment.draw_consistency(found["real"]),
         experiment.draw_width(found["width"], config),
+        experiment.draw_curves(found["curves"], config),
     ]
     assert all(figure.axes for figure in drawn)
     plt.close("all")
@@ -127,6 +163,7 @@ def test_figures_tables_and_answers(smoke):
     assert list(experiment.world_table(found).index)[:2] == ["GBA", "GBA, wrong range"]
     assert experiment.real_table(found).shape == (9, 5)
     assert (experiment.tuning_table(found)["rate 0.01"].str.endswith("*")).all()
+    assert list(experiment.tuning_table(found, "real_tuning").index)[-1] == "BA (one group)"
 
 
 # Scales --------------------------------------------------------------------------------------------------

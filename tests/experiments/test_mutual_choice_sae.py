@@ -10,7 +10,7 @@ import torch
 
 from sparsebook.claims import find_claims, load_claims
 from sparsebook.experiments import mutual_choice_sae as experiment
-from sparsebook.experiments.mutual_choice_sae import arms, exact, inputs, measures, runs, verdicts
+from sparsebook.experiments.mutual_choice_sae import arms, exact, inputs, measures, recording, runs, verdicts
 from sparsebook.experiments.mutual_choice_sae.scales import ARMS, Config, Size
 from sparsebook.features.mutual_choice_sae import FeatureChoiceSAE
 from sparsebook.features.sae import TopKSAE
@@ -240,6 +240,27 @@ def test_paper_scale_on_a_folder_of_tables(tmp_path):
     (tmp_path / "b.npy").unlink()
     with pytest.raises(ValueError, match="at least two tables"):
         inputs.folder_tokens(str(tmp_path), 4)
+
+
+def test_one_source_is_recorded_anew_beside_what_stays(monkeypatch):
+    """Only cells of that source are trained, and only what was recorded with the same settings stays."""
+    asked = []
+
+    def cells(config):
+        asked.extend(config.cells)
+        return {name: pd.DataFrame({"source": ["real"], "value": [1.0]}) for name in runs.EXPERIMENTS}
+
+    monkeypatch.setattr(recording, "run_arms", cells)
+    found = recording._with_new(Config.at("full"), "real")
+    assert {source for source, *_ in asked} == {"real"}
+    assert len(asked) == len(Config.at("full").real_arms)
+    for name in runs.EXPERIMENTS:
+        assert (found[name].source == "real").sum() == 1
+        assert (found[name].source == "zipf").any()
+    with pytest.raises(ValueError, match="recorded with other settings: width"):
+        recording._with_new(Config.at("full", width=31), "real")
+    with pytest.raises(ValueError, match="expected one of zipf, uniform, real"):
+        recording._with_new(Config.at("full"), "gpt2")
 
 
 def test_fingerprint_repeats():

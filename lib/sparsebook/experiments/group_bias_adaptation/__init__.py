@@ -11,6 +11,7 @@ records the tables of scale `full` with the book.
 
 from sparsebook.experiments.group_bias_adaptation.figures import (
     draw_consistency,
+    draw_curves,
     draw_frontier,
     draw_resonance,
     draw_trace,
@@ -20,8 +21,8 @@ from sparsebook.experiments.group_bias_adaptation.figures import (
 from sparsebook.experiments.group_bias_adaptation.runs import (
     fingerprint,
     run_clamps,
+    run_curves,
     run_live,
-    run_longer,
     run_real,
     run_real_tuning,
     run_resonance,
@@ -51,6 +52,7 @@ __all__ = [
     "claim_samples",
     "config",
     "draw_consistency",
+    "draw_curves",
     "draw_frontier",
     "draw_resonance",
     "draw_trace",
@@ -60,8 +62,8 @@ __all__ = [
     "real_table",
     "record",
     "run_clamps",
+    "run_curves",
     "run_live",
-    "run_longer",
     "run_real",
     "run_real_tuning",
     "run_resonance",

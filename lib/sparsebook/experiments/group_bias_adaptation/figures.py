@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from sparsebook.evaluation.statistics import t_interval
+from sparsebook.experiments.group_bias_adaptation.runs import CURVE_RATIOS, RIVALS
 from sparsebook.experiments.group_bias_adaptation.scales import Config
 from sparsebook.experiments.group_bias_adaptation.verdicts import (
     label,
@@ -106,7 +107,7 @@ def draw_trace(trace: pd.DataFrame) -> "Figure":
         axes.axhline(float(own.target.iloc[0]), color=shade, ls=":", lw=1)
     axes.plot([], [], color=GREY, label="mean share of a group's neurons")
     axes.plot([], [], color=GREY, ls=":", label="its target")
-    axes.set(yscale="log", xlabel="training step", ylabel="share of tokens")
+    axes.set(yscale="log", ylim=(None, 0.6), xlabel="training step", ylabel="share of tokens")
     axes.legend(loc="upper right")
     return figure
 
@@ -115,6 +116,28 @@ def _shades(n: int) -> list[Any]:
     from matplotlib import colormaps
 
     return [colormaps["cividis"](value) for value in np.linspace(0, 0.85, n)]
+
+
+def draw_curves(table: pd.DataFrame, config: Config) -> "Figure":
+    """Recovery of one tuning world while it is learned; dashed is where the other worlds are judged."""
+    figure, (left, right) = _subplots(2, height=3.6, sharey=True)
+    own = table[table.metric == "frr_0.9"]
+    for name in ("gba", *RIVALS):
+        curve = own[own.method == name]
+        left.plot(curve.step, curve["value"], color=color(name), label=label(name))
+    left.axvline(config.world_steps, color=GREY, ls="--", lw=1)
+    single = table[table.method == "ba"]
+    for ratio, shade in zip(CURVE_RATIOS, (BLUE, ORANGE, VERMILLION), strict=True):
+        for metric, style in (("frr_0.8", ":"), ("frr_0.9", "-")):
+            curve = single[(single.ratio == ratio) & (single.metric == metric)]
+            named = f"p = {ratio:g} f" if metric == "frr_0.9" else None
+            right.plot(curve.step, curve["value"], style, color=shade, label=named)
+    right.axvline(config.resonance_steps, color=GREY, ls="--", lw=1)
+    left.set(xlabel="training step", ylabel="features found", ylim=(-0.03, 1.03), title="Imbalanced world")
+    right.set(xlabel="training step", title=f"Resonance, d = {config.resonance_dims[2]} (dotted: τ = 0.8)")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
+    return figure
 
 
 def draw_frontier(table: pd.DataFrame) -> "Figure":
@@ -168,6 +191,14 @@ def draw_width(table: pd.DataFrame, config: Config) -> "Figure":
     right.errorbar(
         config.width_sparsities, mean, spread, marker="o", color=BLUE, label="least width measured"
     )
+    bounds = [
+        (s, m)
+        for s, m in zip(config.width_sparsities, mean, strict=True)
+        if least_width(table, s, 1.0).max() > config.width_most
+    ]
+    if bounds:
+        shown = {"marker": "^", "s": 90, "facecolors": "white", "edgecolors": BLUE, "zorder": 5}
+        right.scatter(*zip(*bounds, strict=True), label="or more", **shown)
     theorem = [n * (n / s) ** s for s in config.width_sparsities]
     right.plot(
         config.width_sparsities,

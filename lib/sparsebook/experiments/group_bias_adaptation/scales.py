@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCALES = ("smoke", "book", "full", "paper")
+from sparsebook.experiments.scales import at_scale
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,18 @@ class Config:
     seeds : of the worlds, each with its own features, tokens and training run
     tuning_seeds : of worlds and runs that are used for tuning alone
     live : the seed of the world trained as the page is read
-    rates : learning rates that every method may try
+    rates, real_rates : learning rates that every method may try in the world, and on activations
     batch : tokens a step
     interval : steps between two updates of the biases
     resonance_* : the resonance map: features `n`, features a token `s`, dimensions, targets over `f`
     mixed_pairs : shares of co-occurrence of the last experiment on that world
     world_* : the imbalanced world
+    curve_every : steps between two points of the curves, which are twice as long as what is judged
     topk : values of K there
     width_* : the limit of small scales: world, largest width, tokens, steps
     bound_* : the same at the theorem's width
     real_* : activations: runs of the three methods whose consistency is asked for, runs of the others
+    ba_multiples : targets that Bias Adaptation may try there, over the mean density of tuned GBA
     """
 
     scale: str
@@ -37,7 +39,7 @@ class Config:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     tuning_seeds: tuple[int, ...] = (100,)
     live: int = 50
-    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1)
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     batch: int = 128
     interval: int = 5
     tokens: int = 8_000
@@ -47,20 +49,21 @@ class Config:
     resonance_dims: tuple[int, ...] = (12, 20, 32, 64)
     resonance_ratios: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     resonance_latents: int = 512
-    resonance_steps: int = 150
+    resonance_steps: int = 1800
     resonance_rate: float = 1e-2
     mixed_pairs: tuple[float, ...] = (1 / 64, 1.0)
     world_features: int = 128
     world_dim: int = 42
     world_levels: tuple[int, int] = (3, 20)
     world_latents: int = 512
-    world_steps: int = 600
+    world_steps: int = 2400
+    curve_every: int = 300
     topk: tuple[int, ...] = (5, 10, 20, 30, 50)
     clamp_updates: int = 200
     width_features: int = 64
     width_dim: int = 48
     width_sparsities: tuple[int, ...] = (1, 2, 3)
-    width_most: int = 2048
+    width_most: int = 16_384
     width_tokens: int = 1024
     width_steps: int = 5
     bound_features: int = 32
@@ -70,6 +73,8 @@ class Config:
     real_test_tokens: int = 8_000
     real_latents: int = 512
     real_steps: int = 1500
+    real_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    ba_multiples: tuple[float, ...] = (1.0, 2.0, 4.0)
     real_runs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
     real_few_runs: tuple[int, ...] = (0, 1, 2, 3, 4)
     real_tuning: tuple[int, ...] = (100,)
@@ -91,34 +96,18 @@ class Config:
         ValueError
             For an unknown scale, or scale "paper" without activations.
         """
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-        if scale == "paper" and activations is None:
-            raise ValueError(
-                "scale 'paper' needs activations: a folder of .npy tables [tokens, width], such as layer 13 "
-                "of Qwen2.5-1.5B over the Pile (see the chapter)"
-            )
-        given: dict[str, Any] = {
-            "seed": seed,
-            "threads": threads or 2,
-            "device": _device(device, scale),
-            "activations": activations,
-        }
-        return cls(scale=scale, **(given | dict(_PRESETS[scale]) | knobs))
+        return at_scale(
+            cls, _PRESETS, scale, knobs, seed=seed, threads=threads, device=device,
+            brought={"activations": activations},
+            wanted="a folder of .npy tables [tokens, width], such as layer 13 of Qwen2.5-1.5B over the Pile "
+            "(see the chapter)",
+        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """What a recorded table keeps of the configuration."""
         plain = asdict(self)
         del plain["threads"], plain["device"]
         return plain
-
-
-def _device(device: str, scale: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if scale == "paper" and torch.cuda.is_available() else "cpu"
 
 
 def config(scale: str = "book") -> Config:
@@ -130,6 +119,9 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
         "tuning_seeds": (100,),
         "rates": (1e-2,),
+        "real_rates": (1e-2,),
+        "ba_multiples": (1.0, 2.0),
+        "curve_every": 4,
         "batch": 64,
         "tokens": 600,
         "test_tokens": 300,
@@ -165,6 +157,6 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "real_latents": 65_536,
         "real_steps": 195_000,
         "real_test_tokens": 2_000,
-        "rates": (1e-4, 3e-4, 1e-3),
+        "real_rates": (1e-4, 3e-4, 1e-3),
     },
 }

@@ -35,6 +35,9 @@ from sparsebook.features.trainer import AdaptiveL1Controller, AuxK, Step, Traini
 IN_MEMORY = 2**18
 """Rows of a store that is read as a whole; a larger one is streamed."""
 
+Measured = dict[str, tuple[float, str]]
+"""Values and units by metric."""
+
 # --- inputs -------------------------------------------------------------------------------------------------
 
 
@@ -262,9 +265,21 @@ class Trace(TrainingRule):
             self.fired.clear()
 
 
-# --- measures -----------------------------------------------------------------------------------------------
+class Curve(TrainingRule):
+    """Keeps what the first seed's autoencoder comes to on held-out tokens, every few steps."""
 
-Measured = dict[str, tuple[float, str]]
+    def __init__(self, inputs: Inputs, arm: Arm, every: int) -> None:
+        self.inputs, self.arm, self.every = inputs, arm, every
+        self.rows: list[tuple[int, Measured]] = []
+
+    def after_step(self, step: Step) -> None:
+        if (step.number + 1) % self.every == 0:
+            found = measure(step.trainer.sae, self.inputs, self.arm)[0]
+            kept = {name: found[name] for name in ("nmse", "l0", "frr_0.8", "frr_0.9")}
+            self.rows.append((step.number + 1, kept))
+
+
+# --- measures -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from sparsebook.experiments.group_bias_adaptation import runs
 from sparsebook.experiments.group_bias_adaptation.scales import Config
 
 FINGERPRINT = "sparsebook.experiments.group_bias_adaptation.runs:fingerprint"
-RECORDED = ("tuning", "world", "real_tuning", "real", "resonance", "clamps", "width", "longer")
+RECORDED = ("real_tuning", "tuning", "real", "resonance", "world", "clamps", "width", "curves")
 Tables = dict[str, pd.DataFrame]
 
 LABELS = {
@@ -50,12 +50,12 @@ def measured(config: Config, names: Sequence[str], kept: Tables | None = None) -
     for name in names:
         if name in simple:
             found[name] = simple[name](config)
-    if {"tuning", "world", "longer"} & set(names) and "tuning" not in found:
+    if {"tuning", "world", "curves"} & set(names) and "tuning" not in found:
         found["tuning"] = runs.run_tuning(config)
     if "world" in names:
         found["world"] = runs.run_world(config, found["tuning"])
-    if "longer" in names:
-        found["longer"] = runs.run_longer(config, found["tuning"])
+    if "curves" in names:
+        found["curves"] = runs.run_curves(config, found["tuning"])
     if {"real_tuning", "real"} & set(names) and "real_tuning" not in found:
         found["real_tuning"] = runs.run_real_tuning(config)
     if "real" in names:
@@ -128,8 +128,11 @@ def resonance_map(table: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def best_octave(rates: pd.DataFrame) -> np.ndarray:
-    """log2 of the ratio of each seed's largest recovery; the lowest of equals."""
-    return np.log2(rates.columns.to_numpy(dtype=float))[rates.to_numpy().argmax(axis=1)]
+    """log2 of the ratio of each seed's largest recovery: the mean of equals; the lowest if none is found."""
+    octaves, values = np.log2(rates.columns.to_numpy(dtype=float)), rates.to_numpy()
+    best = (values == values.max(axis=1, keepdims=True)) & (values > 0)
+    means = (best * octaves).sum(axis=1) / best.sum(axis=1).clip(min=1)
+    return np.where(best.any(axis=1), means, octaves.min())
 
 
 def band(gained: pd.DataFrame) -> np.ndarray:
@@ -148,6 +151,7 @@ def resonance_samples(table: pd.DataFrame, config: Config, sabotaged: bool = Fal
     at_f = {dim: gained.loc[dim][1.0] for dim in (low, middle, main)}
     step = (at_f[middle] - at_f[low]) - (at_f[main] - at_f[middle])
     own = rates.loc[main]
+    strict = resonance_map(table, "frr_random_0.9" if sabotaged else "frr_0.9").loc[main]
     octave = best_octave(own)
     wide = band(gained.loc[high].dropna(axis=1)) - band(gained.loc[low].dropna(axis=1))
     paired = table[(table.metric == name) & (table.pairs > 0)]
@@ -160,6 +164,8 @@ def resonance_samples(table: pd.DataFrame, config: Config, sabotaged: bool = Fal
         "C1e": Samples(step, unit="fraction"),
         "C8c": Samples(paired[config.mixed_pairs[0]] - paired[config.mixed_pairs[1]], unit="fraction"),
         "H1": Samples(octave, unit="octaves"),
+        "H14": Samples(strict[1.0] - strict[0.25], unit="fraction"),
+        "H15": Samples(strict[1.0] - strict[4.0], unit="fraction"),
     }
 
 
@@ -217,13 +223,14 @@ def width_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) 
     uneven = np.log2(least_width(table, 2, 4.0)) - np.log2(least_width(table, 2, 1.0))
     theorem = config.width_features * (config.width_features / 2) ** 2
     loose = least_width(table, 2, 1.0) / theorem
-    found = per_seed(table, "bound", "frr_random_0.9" if sabotaged else "frr_0.9")
+    strict = "frr_random_0.9" if sabotaged else "frr_0.9"
     grown = octaves.to_numpy()
     return {
-        "C6a": Samples(found, unit="fraction"),
+        "C6a": Samples(per_seed(table, "bound", strict), unit="fraction"),
         "C6b": Samples(grown[:, ::-1].copy() if sabotaged else grown, unit="octaves"),
         "C8b": Samples(-uneven if sabotaged else uneven, unit="octaves"),
         "H13": Samples(loose * 0 + 1 if sabotaged else loose, unit="ratio"),
+        "H16": Samples(per_seed(table, "bound_unit", strict), unit="fraction"),
     }
 
 
@@ -296,16 +303,29 @@ def agreement(live: pd.DataFrame, found: Tables) -> pd.DataFrame:
 
 
 def tuning_table(found: Tables, name: str = "tuning") -> pd.DataFrame:
-    """What every learning rate came to; the chosen one, of the lowest normalised error, is starred."""
+    """What every learning rate came to; the chosen one, of the lowest normalised error, is starred.
+
+    The last column is the L0 at that rate, for L1 and JumpReLU after they were aimed once more. Bias
+    Adaptation is read at the common L0, between its targets.
+    """
     table, rows = found[name], {}
-    for method in dict.fromkeys(table.method):
-        own = table[table.method == method]
+    k = runs.common_l0(table)
+    for method in (name for name in ("gba", *runs.RIVALS) if name in set(table.method)):
+        own = table[table.method == method].pivot_table(index="rate", columns="metric", values="value")
         best = runs.best_rate(table, method)
-        means = own.pivot_table(index="rate", columns="metric", values="value")
-        rows[LABELS[method]] = {
-            f"rate {rate:g}": f"{row.nmse:.3f}{'*' if rate == best else ''}" for rate, row in means.iterrows()
-        } | {"L0": f"{means.l0[best]:.1f}"}
-    return pd.DataFrame(rows).T
+        again = table[(table.method == f"{method}_aim") & (table.metric == "l0")]["value"]
+        aimed = len(again) and runs.tuned_rival(table, method).k != k
+        rows[LABELS[method]] = _tried(own.nmse, best) | {
+            "L0": f"{again.mean() if aimed else own.l0[best]:.1f}"
+        }
+    if "ba" in set(table.method):
+        single = runs.matched_ba(table).nmse
+        rows[LABELS["ba"]] = _tried(single, float(single.idxmin())) | {"L0": f"{k:.1f}"}
+    return pd.DataFrame(rows).T.fillna("not tried")
+
+
+def _tried(errors: pd.Series, best: float) -> dict[str, str]:
+    return {f"rate {rate:g}": f"{error:.3f}{'*' if rate == best else ''}" for rate, error in errors.items()}
 
 
 def world_table(found: Tables) -> pd.DataFrame:
@@ -338,8 +358,13 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
     samples = {name: np.asarray(value.values) for name, value in claim_samples(found, config).items()}
     text = {name: f"{values.mean():+.2f}" for name, values in samples.items() if values.ndim == 1}
     world, real = found["world"], found["real"]
-    for method in ("gba", *runs.RIVALS):
-        text[f"longer_{method}"] = f"{100 * per_seed(found['longer'], method, 'frr_0.9').mean():.0f} %"
+    for name in ("world", "real"):
+        others = [per_seed(found[name], method, "l0").mean() for method in _equals(name)]
+        gap = np.abs(np.array(others) / per_seed(found[name], "gba", "l0").mean() - 1).max()
+        text[f"{name}_apart"] = f"{100 * gap:.0f} %"
+    single = runs.matched_ba(found["real_tuning"])
+    target = single.target[single.nmse.idxmin()]
+    text["ba_target"] = f"{target * config.real_latents / runs.common_l0(found['real_tuning']):.1f}"
     for method in dict.fromkeys(world.method):
         for tau in ("0.8", "0.9"):
             mean = per_seed(world, method, f"frr_{tau}").mean()
@@ -357,21 +382,47 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
             text[f"{metric}_{method}"] = f"{100 * per_seed(real, method, metric).mean():.0f} %"
     for name in ("C3a", "C3b", "C3c", "C5a", "C5b", "C5c", "H6", "H7"):
         text[name] = f"{np.exp(np.log(samples[name]).mean()):.2f}"
-    return text | _map_answers(found, config, samples)
+    return text | _map_answers(found, config, samples) | _curve_answers(found, config)
+
+
+def _equals(name: str) -> tuple[str, ...]:
+    """What is compared with GBA at equal sparsity."""
+    return (*runs.RIVALS, "ba") if name == "real" else runs.RIVALS
+
+
+def _curve_answers(found: Tables, config: Config) -> dict[str, str]:
+    """Recovery of one tuning world after a run of the judged length, and after one twice as long."""
+    curves, tuning = found["curves"], found["tuning"]
+    text: dict[str, str] = {}
+    for name in ("gba", *runs.RIVALS):
+        own = curves[(curves.method == name) & (curves.metric == "frr_0.9")].set_index("step")["value"]
+        tried = tuning[(tuning.method == name) & (tuning.metric == "frr_0.9")]
+        usual = tried[tried.rate == runs.best_rate(tuning, name)]["value"].mean()
+        text[f"curve_{name}"] = f"{100 * usual:.0f} %"
+        text[f"curve_{name}_end"] = f"{100 * own.iloc[-1]:.0f} %"
+    return text
 
 
 def _map_answers(found: Tables, config: Config, samples: dict[str, np.ndarray]) -> dict[str, str]:
     rates = resonance_map(found["resonance"], "frr_0.8").groupby("dim").mean()
-    main = rates.loc[config.resonance_dims[2]]
-    text = {f"map_{ratio:g}": "(not measured)" for ratio in Config.resonance_ratios}
-    text |= {f"map_{ratio:g}": f"{100 * value:.0f} %" for ratio, value in main.items()}
+    strict = resonance_map(found["resonance"], "frr_0.9").groupby("dim").mean()
+    text: dict[str, str] = {}
+    for name, table in (("map", rates), ("strict", strict)):
+        text |= {f"{name}_{ratio:g}": "(not measured)" for ratio in Config.resonance_ratios}
+        own = table.loc[config.resonance_dims[2]]
+        text |= {f"{name}_{ratio:g}": f"{100 * value:.0f} %" for ratio, value in own.items()}
     untrained = resonance_map(found["resonance"], "untrained_frr_0.8").groupby("dim").mean()
     text["untrained_low"] = f"{100 * untrained.loc[config.resonance_dims[0]].mean():.0f} %"
     text["trained_low"] = f"{100 * rates.loc[config.resonance_dims[0]].max():.0f} %"
     widths = 2 ** samples["C6b"].mean(axis=0)
-    text["widths"] = " / ".join(f"{width:,.0f}" for width in widths)
+    for s, width, most in zip(config.width_sparsities, widths, 2 ** samples["C6b"].max(axis=0), strict=True):
+        text[f"width_{s}"] = f"{'at least ' if most > config.width_most else ''}{width:,.0f}"
+    uneven = least_width(found["width"], 2, 4.0)
+    text["uneven_never"] = f"{int((uneven > config.width_most).sum())} of {len(uneven)}"
+    text["width_most"] = f"{config.width_most:,}"
     theorem = [config.width_features * (config.width_features / s) ** s for s in config.width_sparsities]
     text["theorem_widths"] = " / ".join(f"{width:,.0f}" for width in theorem)
+    text["H16"] = f"{100 * samples['H16'].mean():.1f} %"
     for name in ("C6a", "H10", "H11", "H12", "C7c"):
         text[name] = f"{100 * samples[name].mean():.0f} %"
     text["C8b"] = f"{samples['C8b'].mean():+.1f}"

@@ -1,4 +1,10 @@
-"""Record the tables of scale `full`: ``python -m sparsebook.experiments.mutual_choice_sae``."""
+"""Record the tables of scale `full`.
+
+``python -m sparsebook.experiments.mutual_choice_sae [source]``, a source being zipf, real or uniform: then
+its cells alone are measured anew.
+"""
+
+import sys
 
 import torch
 
@@ -7,4 +13,4 @@ from sparsebook.experiments.mutual_choice_sae.scales import Config
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    record(Config.at("full"))
+    record(Config.at("full"), *sys.argv[1:2])

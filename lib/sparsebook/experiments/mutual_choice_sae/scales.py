@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCALES = ("smoke", "book", "full", "paper")
+from sparsebook.experiments.scales import at_scale
+
 SOURCES = ("zipf", "uniform", "real")
 
 ARMS = (
@@ -75,7 +76,7 @@ class Config:
     device: str = "cpu"
     activations: str | None = None
     synthetic: Size = Size(256, 5, 256, 1200, 3e-3, 12, 8)
-    real: Size = Size(512, 16, 256, 240, 1e-3, 128, 5)
+    real: Size = Size(512, 16, 256, 600, 1e-3, 128, 8)
     n_features: int = 128
     width: int = 32
     mean_active: float = 5.0
@@ -116,20 +117,12 @@ class Config:
         ValueError
             For an unknown scale, or scale "paper" without activations.
         """
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-        if scale == "paper" and activations is None:
-            raise ValueError(
-                "scale 'paper' needs activations: a folder with tables [tokens, width] as .npy files, "
-                "such as the residual stream of GPT-2 small (see the chapter)"
-            )
-        given: dict[str, Any] = {
-            "seed": seed,
-            "threads": threads or 2,
-            "device": _device(device, scale),
-            "activations": activations,
-        }
-        return cls(scale=scale, **(given | dict(_PRESETS[scale]) | knobs))
+        return at_scale(
+            cls, _PRESETS, scale, knobs, seed=seed, threads=threads, device=device,
+            brought={"activations": activations},
+            wanted="a folder with tables [tokens, width] as .npy files, such as the residual stream of GPT-2 "
+            "small (see the chapter)",
+        )  # fmt: skip
 
     def size(self, source: str) -> Size:
         """Of the autoencoders of a source."""
@@ -153,14 +146,6 @@ class Config:
         plain = asdict(self)
         del plain["threads"], plain["device"]
         return plain
-
-
-def _device(device: str, scale: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if scale == "paper" and torch.cuda.is_available() else "cpu"
 
 
 def config(scale: str = "book") -> Config:
