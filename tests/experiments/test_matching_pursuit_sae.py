@@ -162,6 +162,32 @@ def test_rivals_are_read_at_the_latents_that_pursuit_uses():
         verdicts.values(table, "mp", "r2")
 
 
+def test_shares_are_counted_over_all_runs_and_differences_over_paired_ones(found):
+    samples = experiment.claim_samples(found, SMOKE)
+    seeds, more = SMOKE.seeds, SMOKE.seeds + SMOKE.further_seeds
+    assert [len(samples[claim].values) for claim in ("C2a", "C2b", "C2c", "C1c")] == [more] * 4
+    assert [len(samples[claim].values) for claim in ("C1d", "C1f", "C2d")] == [seeds] * 3
+    first = verdicts.moderate(found["toy"], "relu", "hierarchical_mse", SMOKE.moderate)
+    assert samples["C1c"].values[:seeds] == pytest.approx(
+        first - verdicts.moderate(found["toy"], "matryoshka", "hierarchical_mse", SMOKE.moderate)
+    )
+
+
+def test_where_exact_runs_end():
+    table = pd.DataFrame(
+        [r for cosine, exact in ((0.0, [1, 1, 1]), (0.3, [1, 1, 0]), (0.6, [0, 1, 0]))
+         for r in rows("toy", "mp", range(3), {"exact": torch.tensor(exact)}, cosine=cosine)]
+    )  # fmt: skip
+    text = prose._exact_up_to(table)
+    assert text == {"mp_exact_to": "0.3", "mp_lost_at": "0.6", "mp_exact_lost": "1 of 3"}
+
+
+def test_what_the_neighbours_of_a_rate_lose():
+    table = pd.DataFrame({"rate": [0.1, 0.01, 0.001], "value": [0.2, 0.5, 0.4]})
+    assert prose._neighbours(table) == "-0.100, -0.300"
+    assert prose._neighbours(table[:2]) == "edge, -0.300"
+
+
 def test_moderate_cosines_are_averaged():
     out = []
     for cosine, value in ((0.0, 1.0), (0.3, 3.0), (0.9, 99.0)):
@@ -214,9 +240,7 @@ def test_every_testable_claim_gets_samples(found):
 
 
 def test_live_values_are_compared_with_the_recorded_ones(found):
-    live = (
-        found["norms"][found["norms"].method == "free"].groupby(["cosine", "metric"], as_index=False).first()
-    )
+    live = found["short"].groupby(["cosine", "metric"], as_index=False).first()
     assert (experiment.agreement(live, found, SMOKE) == "inside the prediction").all(axis=None)
     wrong = live.assign(value=live.value + 1e3)
     assert (experiment.agreement(wrong, found, SMOKE) != "inside the prediction").all(axis=None)
@@ -253,7 +277,7 @@ def test_paper_scale_on_a_fabricated_folder(tmp_path):
         "judged": 40,
         "latents": 24,
     }
-    small |= {"ks": (2, 4), "k_shown": 4, "k_inference": (2, 4, 8), "rates": (1e-3,)}
+    small |= {"joint_seeds": 2, "ks": (2, 4), "k_shown": 4, "k_inference": (2, 4, 8), "rates": (1e-3,)}
     folders = {name: str(tmp_path / name) for name in ("store", "embeddings")}
     config = Config.at("paper", device="cpu", **folders, **small)
     assert config.expansion == 25

@@ -9,6 +9,7 @@ from sparsebook.experiments.matching_pursuit_sae.real import best_rate, stores_t
 from sparsebook.experiments.matching_pursuit_sae.scales import Config
 from sparsebook.experiments.matching_pursuit_sae.toy import METHODS, NORMS
 from sparsebook.experiments.matching_pursuit_sae.verdicts import (
+    all_runs,
     gain,
     moderate,
     stores_of,
@@ -17,16 +18,22 @@ from sparsebook.experiments.matching_pursuit_sae.verdicts import (
 )
 from sparsebook.experiments.matching_pursuit_sae.worlds import SUPERPOSED
 
+APART = 0.005
+"""Hierarchical MSE below which a run keeps the levels apart; the two kinds of runs lie far on both sides."""
 LIVE = ("l0", "flat_mse", "hierarchical_mse")
 """What the live run is compared in."""
 
 
 def answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     """Every number of the chapter's text, written out."""
-    text = _toy_answers(found, config) | _real_answers(found, config) | _world_answers(found)
+    text = _toy_answers(found, config) | _absorption_answers(found["absorption"], config)
+    text |= _real_answers(found, config) | _world_answers(found)
     text |= {
         "steps": f"{config.steps:,}", "norm_steps": f"{config.norm_steps:,}", "n_seeds": str(config.seeds),
         "cell_seeds": str(config.cell_seeds), "real_seeds": str(config.real_seeds),
+        "live_steps": f"{config.live_steps:,}", "joint_seeds": str(config.joint_seeds),
+        "n_further": str(config.further_seeds), "n_cosines": str(len(config.cosines)),
+        "batch": str(config.batch), "fixed_steps": f"{config.fixed_steps:,}",
         "real_steps": f"{config.real_steps:,}", "real_batch": str(config.real_batch),
         "latents": str(config.latents), "n_rates": str(len(config.rates)), "k_shown": str(config.k_shown),
         "world_seeds": str(config.world_seeds), "fixed_threshold": f"{config.fixed_threshold:g}",
@@ -40,13 +47,13 @@ def _count(indicator: np.ndarray) -> str:
 
 def _toy_answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     toy, norms, fixed, high = found["toy"], found["norms"], found["fixed"], max(config.cosines)
-    text = {"high": f"{high:g}"}
+    text, runs = {"high": f"{high:g}"}, all_runs(found)
     for method in METHODS[:4]:
         name = method
         for metric in ("absorption", "l0", "flat_mse", "hierarchical_mse"):
             text[f"{name}_{metric}"] = _short(np.median(values(toy, method, metric, cosine=0.0)))
-        text[f"{name}_exact"] = _count(values(toy, method, "exact", cosine=0.0))
-        text[f"{name}_exact_shown"] = _count(values(toy, method, "exact", cosine=config.shown))
+        text[f"{name}_exact"] = _count(values(runs, method, "exact", cosine=0.0))
+        text[f"{name}_exact_shown"] = _count(values(runs, method, "exact", cosine=config.shown))
         for metric in ("flat_mse", "hierarchical_mse"):
             text[f"{name}_{metric}_moderate"] = _short(
                 np.median(moderate(toy, method, metric, config.moderate))
@@ -59,9 +66,12 @@ def _toy_answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, st
     text["repaired_hierarchical_mse_moderate"] = _short(
         np.median(moderate(toy, METHODS[4], "hierarchical_mse", config.moderate))
     )
+    levels = values(runs, "matryoshka", "hierarchical_mse", cosine=0.0)
+    text["matryoshka_apart"], text["apart_below"] = _count(levels < APART), f"{APART:g}"
+    text |= _exact_up_to(toy)
     text["mp_l0_high"] = f"{values(toy, 'mp', 'l0', cosine=high).mean():.1f}"
     text["mp_l0_shown"] = f"{values(toy, 'mp', 'l0', cosine=config.shown).mean():.2f}"
-    text["codes_exact"] = _count(values(toy, "mp", "code_error", cosine=0.0) <= 0.01)
+    text["codes_exact"] = _count(values(runs, "mp", "code_error", cosine=0.0) <= 0.01)
     text["norm_range"] = (
         f"{values(toy, 'mp', 'shortest', cosine=0.0).min():.2f} to "
         f"{values(toy, 'mp', 'longest', cosine=0.0).max():.2f}"
@@ -77,6 +87,28 @@ def _toy_answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, st
     return text
 
 
+def _absorption_answers(table: pd.DataFrame, config: Config) -> dict[str, str]:
+    text = {}
+    for name, cell in zip(("strong", "half", "weak"), config.cells, strict=True):
+        text[f"{name}_exact"] = _count(values(table, "mp", "exact", cell=cell.name))
+        for method in METHODS[:4]:
+            score = values(table, method, "absorption", cell=cell.name)
+            text[f"{name}_{method}"] = f"{score.mean():.3f}"
+            text[f"{name}_{method}_silent"] = _count(values(table, method, "silent", cell=cell.name))
+    return text
+
+
+def _exact_up_to(toy: pd.DataFrame) -> dict[str, str]:
+    """The cosine up to which more than half of pursuit's runs are exact, and what the next one gives."""
+    cosines = sorted(set(toy.cosine))
+    shares = [values(toy, "mp", "exact", cosine=cosine) for cosine in cosines]
+    lost = next((i for i, share in enumerate(shares) if share.mean() <= 0.5), len(cosines) - 1)
+    return {
+        "mp_exact_to": f"{cosines[lost - 1]:g}" if lost else "none", "mp_lost_at": f"{cosines[lost]:g}",
+        "mp_exact_lost": _count(shares[lost]),
+    }  # fmt: skip
+
+
 def _real_answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, str]:
     real, sweep, text = found["real"], found["sweep"], {}
     for name, store in zip(("vision", "language"), (stores_of(real)[0], stores_of(real)[-1]), strict=True):
@@ -85,6 +117,7 @@ def _real_answers(found: dict[str, pd.DataFrame], config: Config) -> dict[str, s
             at = {"store": store, "k": config.k_shown}
             text[f"{name}_{method}_r2"] = f"{values(real, method, 'r2', **at).mean():.3f}"
             text[f"{name}_{method}_l0"] = f"{values(real, method, 'l0', **at).mean():.2f}"
+            text[f"{name}_{method}_dead"] = f"{values(real, method, 'dead', **at).mean():.0%}"
             text[f"{name}_{method}_babel"] = f"{values(real, method, 'babel', **at).mean():.2f}"
             text[f"{name}_{method}_own"] = f"{values(real, method, 'active_babel', **at).mean():.2f}"
             own = real[(real.store == store) & (real.method == method) & (real.metric == "effective_rank")]
@@ -128,7 +161,7 @@ def toy_table(found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:
     for cosine in (0.0, config.shown, max(config.cosines)):
         for method in METHODS:
             if not len(toy[(toy.method == method) & (toy.cosine == cosine)]):
-                continue
+                continue  # the repaired one ran at moderate cosines alone
             at = lambda metric: values(toy, method, metric, cosine=cosine)  # noqa: B023, E731
             out[f"{cosine:g}", LABELS[method]] = {
                 "exact runs": _count(at("exact")),
@@ -169,11 +202,23 @@ def tuning_table(found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame
             out[stores_title(store), LABELS[method]] = {
                 "rates tried": len(own),
                 "chosen": f"{best_rate(tuning, store, method):g}",
+                "R² at its neighbours": _neighbours(own),
                 "latents": f"{values(real, method, 'l0', **at).mean():.2f}",
                 "R²": f"{values(real, method, 'r2', **at).mean():.3f}",
                 "dead": f"{values(real, method, 'dead', **at).mean():.1%}",
             }
     return pd.DataFrame.from_dict(out, orient="index")
+
+
+def _neighbours(own: pd.DataFrame) -> str:
+    """What the next lower and the next higher rate lose; "edge" where none was tried."""
+    r2 = own.sort_values("rate")["value"].to_numpy()
+    best = int(r2.argmax())
+    sides = (
+        r2[best - 1] - r2[best] if best else None,
+        r2[best + 1] - r2[best] if best + 1 < len(r2) else None,
+    )
+    return ", ".join("edge" if side is None else f"{side:+.3f}" for side in sides)
 
 
 def agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame], config: Config) -> pd.DataFrame:
@@ -184,7 +229,7 @@ def agreement(live: pd.DataFrame, found: dict[str, pd.DataFrame], config: Config
     for metric in LIVE:
         row = {}
         for cosine in config.norm_cosines:
-            recorded = values(found["norms"], "free", metric, cosine=cosine)
+            recorded = values(found["short"], "free", metric, cosine=cosine)
             now = values(live, "free", metric, cosine=cosine)[0]
             inside = inside_prediction(float(now), recorded)
             row[f"siblings at {cosine:g}"] = "inside the prediction" if inside else "OUTSIDE the prediction"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsebook.data.activations import BatchSource, shuffled, stream
 from sparsebook.data.superposition import SparseMixture
-from sparsebook.experiments.matching_pursuit_sae.arms import ARMS, codes_at, error_at, trained
+from sparsebook.experiments.matching_pursuit_sae.arms import codes_at, error_at, trained
 from sparsebook.experiments.matching_pursuit_sae.scales import Config
 from sparsebook.experiments.matching_pursuit_sae.stages import Rows, Stages, rows, run
 from sparsebook.features.codes import Codes, DenseCodes
@@ -97,7 +97,7 @@ def run_tuning(config: Config) -> pd.DataFrame:
     stages: Stages = {
         f"{store}, {method}": partial(_tuning, config, store, method)
         for store in stores(config)
-        for method in ARMS
+        for method in config.arms
     }
     return run(config, stages, "tuning")
 
@@ -126,7 +126,7 @@ def run_real(config: Config) -> pd.DataFrame:
             _real, config, store, method, k, best_rate(tuning, store, method)
         )
         for store in stores(config)
-        for method in ARMS
+        for method in config.arms
         for k in config.ks
     }
     return pd.concat([tuning, run(config, stages, "real")], ignore_index=True)

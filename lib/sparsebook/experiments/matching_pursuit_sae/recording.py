@@ -1,18 +1,21 @@
 """Which tables the chapter has, which run measures them, and how they are kept."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pandas as pd
 import torch
 
+from sparsebook.evaluation.machine import threads
 from sparsebook.experiments.matching_pursuit_sae import real, toy, worlds
 from sparsebook.experiments.matching_pursuit_sae.arms import ARMS, trained
 from sparsebook.experiments.matching_pursuit_sae.scales import Config
 
 RUNS: dict[str, tuple[Callable[[Config], pd.DataFrame], tuple[str, ...]]] = {
     "properties": (worlds.run_properties, ("properties",)),
-    "norms": (toy.run_norms, ("norms",)),
+    "norms": (toy.run_norms, ("norms", "short")),
     "toy": (toy.run_toy, ("toy", "matrices")),
+    "further": (toy.run_further, ("further",)),
     "fixed": (toy.run_fixed, ("fixed",)),
     "absorption": (toy.run_absorption, ("absorption",)),
     "real": (real.run_real, ("tuning", "real", "sweep")),
@@ -22,19 +25,21 @@ RUNS: dict[str, tuple[Callable[[Config], pd.DataFrame], tuple[str, ...]]] = {
 """Each run with the tables that it fills."""
 
 _TOY = ("seed", "batch", "seeds", "threshold", "k", "judged")
-_WORLD = ("seed", "judged", "world_seeds")
 FIELDS: dict[str, tuple[str, ...]] = {
     "properties": ("seed", "judged", "threshold"),
-    "norms": (*_TOY, "norm_steps", "norm_cosines"),
+    "norms": (*_TOY, "norm_steps", "norm_cosines", "live_steps"),
     "toy": (*_TOY, "steps", "cosines", "moderate", "shown"),
+    "further": (*_TOY, "steps", "further_seeds", "moderate", "shown", "cosines"),
     "fixed": (*_TOY, "fixed_steps", "fixed_threshold"),
     "absorption": (*_TOY, "cells", "cell_seeds", "cell_steps"),
     "real": (
         "seed", "stores", "texts", "held_out", "latents", "expansion", "ks", "k_shown", "k_inference",
         "real_steps", "real_batch", "real_seeds", "rates",
     ),
-    "modalities": (*_WORLD, "joint_steps", "joint_batch"),
-    "superposed": (*_WORLD, "world_steps", "world_batch", "world_features", "active"),
+    "modalities": ("seed", "judged", "joint_seeds", "joint_steps", "joint_batch"),
+    "superposed": (
+        "seed", "judged", "world_seeds", "world_steps", "world_batch", "world_features", "active",
+    ),
 }  # fmt: skip
 """What of the configuration each run depends on: kept with its tables."""
 
@@ -43,11 +48,12 @@ FINGERPRINT = "sparsebook.experiments.matching_pursuit_sae.recording:fingerprint
 
 
 def measure(config: Config, only: tuple[str, ...] = tuple(RUNS)) -> dict[str, pd.DataFrame]:
-    """Every table, measured."""
+    """Every table, measured; at scale smoke on one thread, since two would only wait for each other."""
     found: dict[str, pd.DataFrame] = {}
-    for name in only:
-        function, names = RUNS[name]
-        found |= split(function(config), names)
+    with threads(1) if config.scale == "smoke" else nullcontext():
+        for name in only:
+            function, names = RUNS[name]
+            found |= split(function(config), names)
     return found
 
 

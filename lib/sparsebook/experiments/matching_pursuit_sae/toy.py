@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from sparsebook.data.activations import BatchSource, stream
 from sparsebook.data.concept_tree import hierarchical_dictionary, published_tree, tree_batches
+from sparsebook.evaluation.machine import threads
 from sparsebook.experiments.matching_pursuit_sae.scales import Cell, Config
 from sparsebook.experiments.matching_pursuit_sae.stages import Rows, Stages, row, rows, run
 from sparsebook.features.matching_pursuit_sae import (
@@ -258,9 +259,35 @@ def _matrices(
     return out
 
 
+FURTHER = ("mp", "relu", "matryoshka")
+"""Methods with claims that ten runs may not decide: shares of exact runs, and runs that are of two kinds."""
+
+
+def run_further(config: Config) -> pd.DataFrame:
+    """More runs of these at moderate cosines; of pursuit where its runs are counted."""
+    return run(config, {method: partial(_further, config, method) for method in FURTHER}, "further")
+
+
+def _further(config: Config, method: str) -> Rows:
+    cosines = tuple(c for c in config.cosines if c <= config.moderate)
+    if method == "mp":
+        cosines = (cosines[0], config.shown)
+    toy = toy_at(config, cosines, config.further_seeds, first=config.seeds)
+    return _by_cosine("further", method, toy, toy.judge(method, toy.train(method, config.steps)), cosines)
+
+
 def run_norms(config: Config) -> pd.DataFrame:
-    """Short trainings of pursuit with four ways to treat the length of the atoms."""
-    return run(config, {norms: partial(_norms, config, norms) for norms in NORMS}, "norms")
+    """Pursuit with four ways to treat the length of the atoms; and a short training of the first."""
+    if config.sabotage:  # its claim compares these two
+        return run(config, {norms: partial(_norms, config, norms) for norms in NORMS[:2]}, "norms")
+    stages: Stages = {norms: partial(_norms, config, norms) for norms in NORMS}
+    return run(config, {**stages, "free, short": partial(_short, config)}, "norms")
+
+
+def _short(config: Config) -> Rows:
+    toy = toy_at(config, config.norm_cosines, config.seeds)
+    sae = toy.train("mp", config.live_steps)
+    return _by_cosine("short", "free", toy, toy.judge("mp", sae), config.norm_cosines)
 
 
 def _norms(config: Config, norms: str) -> Rows:
@@ -311,7 +338,7 @@ def _absorption(config: Config, method: str) -> Rows:
     )  # fmt: skip
     sae = together.train(method, 0 if config.sabotage == "untrained" else config.cell_steps)
     out: Rows = []
-    for suffix, matching in matchings(config).items():
+    for suffix, matching in ({"": ""} if config.sabotage == "untrained" else matchings(config)).items():
         metrics = together.judge(method, sae, matching)
         for place, cell in enumerate(toys):
             own = {name: values[place * n : (place + 1) * n] for name, values in metrics.items()}
@@ -332,7 +359,9 @@ LIVE_SEED = 100
 
 
 def run_live(config: Config) -> pd.DataFrame:
-    """The free arm of the comparison of norms with one more seed, measured here and now."""
-    toy = toy_at(config, config.norm_cosines, 1, first=LIVE_SEED)
-    sae = toy.train("mp", config.norm_steps)
-    return pd.DataFrame(_by_cosine("live", "free", toy, toy.judge("mp", sae), config.norm_cosines))
+    """A short training of pursuit with one more seed, measured here and now."""
+    with threads(1):  # so small that a second one only waits
+        toy = toy_at(config, config.norm_cosines, 1, first=LIVE_SEED)
+        sae = toy.train("mp", config.live_steps)
+        metrics = toy.judge("mp", sae)
+    return pd.DataFrame(_by_cosine("live", "free", toy, metrics, config.norm_cosines))

@@ -41,6 +41,11 @@ def moderate(toy: pd.DataFrame, method: str, metric: str, limit: float) -> np.nd
     return own.groupby("seed")["value"].mean().to_numpy()
 
 
+def all_runs(found: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The toy's runs, and the further ones that some methods had."""
+    return pd.concat([found["toy"], found["further"]], ignore_index=True)
+
+
 def at_latents(real: pd.DataFrame, method: str, metric: str, wanted: np.ndarray, store: str) -> np.ndarray:
     """A metric at the number of latents that each seed's other model uses, linear in its logarithm.
 
@@ -77,7 +82,8 @@ def sweep_of(sweep: pd.DataFrame, method: str, store: str) -> pd.DataFrame:
 
 def claim_samples(found: dict[str, pd.DataFrame], config: Config) -> dict[str, Samples]:
     """Samples of every claim that this run could test."""
-    samples = _toy_samples(found["toy"], config) | _absorption_samples(found["absorption"], config)
+    samples = _toy_samples(found["toy"], all_runs(found), config)
+    samples |= _absorption_samples(found["absorption"], config)
     samples |= _fixed_samples(found["fixed"]) | _norm_samples(found["norms"])
     samples |= _property_samples(found["properties"])
     real, sweep = found["real"], found["sweep"]
@@ -91,24 +97,25 @@ def claim_samples(found: dict[str, pd.DataFrame], config: Config) -> dict[str, S
     return samples | _superposed_samples(found["superposed"])
 
 
-def _toy_samples(toy: pd.DataFrame, config: Config, mp: str = "mp") -> dict[str, Samples]:
-    limit, high = config.moderate, max(config.cosines)
+def _toy_samples(toy: pd.DataFrame, more: pd.DataFrame, config: Config) -> dict[str, Samples]:
+    limit, high, mp = config.moderate, max(config.cosines), "mp"
     hierarchical = lambda method: moderate(toy, method, "hierarchical_mse", limit)  # noqa: E731
     flat = lambda method: moderate(toy, method, "flat_mse", limit)  # noqa: E731
-    exact_error = values(toy, mp, "code_error", cosine=0.0) <= 0.01
+    levels = [moderate(more, method, "hierarchical_mse", limit) for method in ("relu", "matryoshka")]
+    exact_error = values(more, mp, "code_error", cosine=0.0) <= 0.01
     apart = values(toy, "relu", "hierarchical_mse", cosine=high)
     return {
         "C1a": Samples(values(toy, "relu", "absorption", cosine=0.0), unit=COSINE),
         "C1b": Samples(values(toy, "batch_topk", "absorption", cosine=0.0), unit=COSINE),
-        "C1c": Samples(hierarchical("relu") - hierarchical("matryoshka"), unit=SQUARED),
+        "C1c": Samples(levels[0] - levels[1], unit=SQUARED),
         "C1d": Samples(flat("matryoshka") - flat(mp), unit=SQUARED),
         "C1e": Samples(flat("matryoshka, sorted whole") - flat(mp), unit=SQUARED),
         "C1f": Samples(
             np.minimum(hierarchical("relu"), hierarchical("batch_topk")) - hierarchical(mp), unit=SQUARED
         ),
         "C1g": Samples(np.minimum(flat("relu"), flat("batch_topk")) - flat(mp), unit=SQUARED),
-        "C2a": Samples(values(toy, mp, "exact", cosine=0.0), unit=FRACTION),
-        "C2b": Samples(values(toy, mp, "exact", cosine=0.3), unit=FRACTION),
+        "C2a": Samples(values(more, mp, "exact", cosine=0.0), unit=FRACTION),
+        "C2b": Samples(values(more, mp, "exact", cosine=0.3), unit=FRACTION),
         "C2c": Samples(exact_error.astype(float), unit=FRACTION),
         "C2d": Samples(values(toy, mp, "l0", cosine=high), unit="latents"),
         "C2e": Samples(apart - values(toy, mp, "hierarchical_mse", cosine=high), unit=SQUARED),
@@ -225,44 +232,63 @@ def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config)
 
 # Sabotage ------------------------------------------------------------------------------------------------
 
-CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "untrained": (
-        ("toy", "fixed", "real"),
-        ("C1d", "C1e", "C1f", "C1g", "C2a", "C2b", "C2c", "C2d", "C4b", "C7a", "C7c"),
-    ),
+CONTROLS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "one k": (ARMS, ("real",), ("C8b", "C8c")),
     "no residual": (
-        ("real", "superposed", "properties"),
-        ("C5a", "C5b", "C7b", "C7d", "C8a", "H3", "H5"),
+        ("mp",), ("real", "superposed", "properties"), ("C5a", "C5b", "C7b", "C7d", "C8a", "H3", "H5"),
     ),
-    "four steps": (("real",), ("C6a", "C6b")),
-    "one k": (("real",), ("C8b", "C8c")),
-    "same arms": (("fixed", "norms"), ("C4a", "C4c", "H4")),
-    "labels": (("modalities",), ("C9a",)),
-    "given": (("superposed",), ("H6",)),
-}
-"""Each way to break the method: the runs that it is measured in, and the claims that it is a control of."""
+    "four steps": (("mp", "topk"), ("real",), ("C6a", "C6b")),
+    "untrained": (
+        (), ("toy", "fixed"),
+        ("C1d", "C1e", "C1f", "C1g", "C2a", "C2b", "C2c", "C2d", "C4b"),
+    ),
+    "same arms": ((), ("fixed", "norms"), ("C4a", "C4c", "H4")),
+    "labels": ((), ("modalities",), ("C9a",)),
+    "given": ((), ("superposed",), ("H6",)),
+}  # fmt: skip
+"""Each way to break the method: the autoencoders whose training on activations it changes, the runs that it
+is measured in, and the claims that it is a control of."""
 
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:
-    """The samples of each claim from a method that is broken as the claim's control says."""
-    enough = replace(config, seeds=8, cell_seeds=8, real_seeds=5, world_seeds=8)
+    """The samples of each claim from a method that is broken as the claim's control says.
+
+    As many runs as the claims ask for. The first control leaves the trainings on activations as they are: the
+    autoencoders that another does not change are taken from there.
+    """
+    enough = replace(config, seeds=20, cell_seeds=15, real_seeds=8, world_seeds=8, joint_seeds=24)
     samples: dict[str, Samples] = {}
-    for sabotage, (runs, claims) in CONTROLS.items():
-        broken = replace(enough, sabotage=sabotage)
+    honest: dict[str, pd.DataFrame] = {}
+    for sabotage, (arms, runs, claims) in CONTROLS.items():
+        broken = replace(enough, sabotage=sabotage, arms=arms)
         found = measure(broken, runs)
-        own = _of_runs(found, broken)
+        honest = honest or found
+        if "real" in found:
+            found |= {name: _beside(found[name], honest[name]) for name in ("real", "sweep")}
+        samples |= {claim: sample for claim, sample in _of_runs(found, broken).items() if claim in claims}
         if sabotage == "untrained":
-            own |= _mismatched(found["toy"], measure(broken, ("absorption",))["absorption"], broken)
-            claims = (*claims, "C1a", "C1b", "C1c", "C2e", "C3j")
-        samples |= {claim: own[claim] for claim in claims}
-    return samples | _parents_latents(replace(enough, sabotage="labels"))
+            absorption = measure(broken, ("absorption",))["absorption"]
+            samples |= _mismatched(found["toy"], absorption, broken)
+    return samples | _same_dictionaries(honest["real"], enough) | _parents_latents(enough)
+
+
+def _beside(broken: pd.DataFrame, honest: pd.DataFrame) -> pd.DataFrame:
+    """Autoencoders that a control changes, and the others as they were."""
+    return pd.concat([broken, honest[~honest.method.isin(set(broken.method))]], ignore_index=True)
+
+
+def _same_dictionaries(real: pd.DataFrame, config: Config) -> dict[str, Samples]:
+    """TopK's dictionary in the place of pursuit's."""
+    store = stores_of(real)[0]
+    whole = values(real, "topk", "babel", store=store, k=config.k_shown)
+    return {claim: Samples(whole / whole, unit="ratio") for claim in ("C7a", "C7c")}
 
 
 def _of_runs(found: dict[str, pd.DataFrame], config: Config) -> dict[str, Samples]:
     """The samples that some of the tables give."""
     samples: dict[str, Samples] = {}
     if "toy" in found:
-        samples |= _toy_samples(found["toy"], config)
+        samples |= _toy_samples(found["toy"], found["toy"], config)
     for name, read in (
         ("fixed", _fixed_samples), ("norms", _norm_samples), ("properties", _property_samples),
         ("superposed", _superposed_samples),
@@ -286,7 +312,8 @@ def _renamed(table: pd.DataFrame, suffix: str, methods: Iterable[str]) -> pd.Dat
 def _mismatched(toy: pd.DataFrame, absorption: pd.DataFrame, config: Config) -> dict[str, Samples]:
     """Concepts with latents at random, children with their parents', and autoencoders as they were drawn."""
     every = ("mp", "relu", "batch_topk", "matryoshka", "matryoshka, sorted whole")
-    samples = _toy_samples(_renamed(toy, ", random", every), config)
+    drawn = _renamed(toy, ", random", every)
+    samples = _toy_samples(drawn, drawn, config)
     untrained = _absorption_samples(absorption, config)
     high = max(config.cosines)
     merged = values(toy, "mp, parents", "hierarchical_mse", cosine=high)
@@ -299,7 +326,7 @@ def _mismatched(toy: pd.DataFrame, absorption: pd.DataFrame, config: Config) -> 
 
 def _parents_latents(config: Config) -> dict[str, Samples]:
     """Children with their parents' latents; where that is no control, latents at random."""
-    table = measure(config, ("absorption",))["absorption"]
+    table = measure(replace(config, sabotage="labels"), ("absorption",))["absorption"]
     every = ("mp", "relu", "batch_topk", "matryoshka")
     parents = _absorption_samples(_renamed(table, ", parents", every), config)
     drawn = _absorption_samples(_renamed(table, ", random", every), config)

@@ -59,7 +59,7 @@ def run_modalities(config: Config) -> pd.DataFrame:
 
 
 def _modalities(config: Config, method: str, k: int = 5) -> Rows:
-    seeds = _seeds(config)
+    seeds = _seeds(config, config.joint_seeds)
     batches, x, first = _joint(config, seeds)
     n_latents = 96 if config.embeddings is None else config.latents
     sae = trained(
@@ -107,8 +107,8 @@ def _own_embeddings(config: Config, seeds: tuple[int, ...]) -> tuple[BatchSource
     return shuffled(train, batch, list(seeds)), fresh, torch.arange(2 * n_judged) < n_judged
 
 
-def _seeds(config: Config) -> tuple[int, ...]:
-    return tuple(config.seed + i for i in range(config.world_seeds))
+def _seeds(config: Config, n: int) -> tuple[int, ...]:
+    return tuple(config.seed + i for i in range(n))
 
 
 SUPERPOSED = ("mp", "topk")
@@ -127,7 +127,7 @@ def _tokens(world: SparseMixture, n: int, generator: torch.Generator) -> Tensor:
 
 
 def _superposed(config: Config, method: str, dim: int = 64, k: int = 8) -> Rows:
-    seeds, n = _seeds(config), config.world_features
+    seeds, n = _seeds(config, config.world_seeds), config.world_features
     worlds = [SparseMixture(n, dim, config.active, "varied", seed=seed) for seed in seeds]
     sources = [
         sampled(partial(_tokens, world), config.world_batch, seed)
