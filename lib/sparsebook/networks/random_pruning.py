@@ -39,6 +39,7 @@ def ratio_densities(
     y: Tensor | None = None,
     *,
     seed: int = 0,
+    rounds: int = 100,
 ) -> dict[str, float]:
     """How dense each layer is to be.
 
@@ -53,6 +54,8 @@ def ratio_densities(
         For the ratios of SNIP and GraSP; SynFlow takes the shape of `x`.
     seed : int
         Of the weights that SNIP's ratio is measured on.
+    rounds : int
+        Of SynFlow's pruning.
 
     Returns
     -------
@@ -69,7 +72,9 @@ def ratio_densities(
         shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
         method: Any = ratio
         return layerwise_density(shapes, density, method)
-    found = density_of_scores(ratio_scores(model, ratio, x, y, density=density, seed=seed), density)
+    found = density_of_scores(
+        ratio_scores(model, ratio, x, y, density=density, seed=seed, rounds=rounds), density
+    )
     return {name: max(value, 1 / weights[name].numel()) for name, value in found.items()}
 
 
@@ -82,11 +87,12 @@ def ratio_scores(
     density: float | int,
     seed: int = 0,
     redraw: bool = True,
+    rounds: int = 100,
 ) -> dict[str, Tensor]:
     """The scores behind a ratio.
 
     Sections 3.1 and the repository: SNIP scores a copy with weights drawn anew (`redraw`), GraSP the actual
-    weights on two halves of a batch that is sorted by class, SynFlow prunes in a hundred rounds.
+    weights on two halves of a batch that is sorted by class, SynFlow prunes in so many `rounds`.
 
     Raises
     ------
@@ -104,7 +110,7 @@ def ratio_scores(
         order = y.argsort(stable=True)
         halves = [(x[part], y[part]) for part in order.chunk(2)]
         return grasp_scores(model, cross_entropy, halves)
-    return synflow_scores(model, tuple(x.shape[1:]), density=density)
+    return synflow_scores(model, tuple(x.shape[1:]), density=density, rounds=rounds)
 
 
 def prune_at_random(model: nn.Module, densities: Mapping[str, float], seed: int) -> dict[str, Tensor]:
