@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sparsebook.claims import find_claims, load_claims
 from sparsebook.experiments import fast_sparse_convnets as experiment
 from sparsebook.experiments.fast_sparse_convnets import imagenet, orders, runs, speed, training, verdicts
 from sparsebook.experiments.fast_sparse_convnets.scales import Config
@@ -226,3 +227,17 @@ def test_paper_scale_on_a_folder_in_the_official_layout(tmp_path):
 
 def test_fingerprint_repeats():
     assert experiment.fingerprint() == experiment.fingerprint()
+
+
+# The declared claims -------------------------------------------------------------------------------------
+
+
+def test_every_testable_claim_gets_samples(smoke):
+    config, found = smoke
+    declared = load_claims(find_claims("fast_sparse_convnets"))
+    samples = experiment.claim_samples(found, config)
+    # The machine code is not looked at in a smoke run: it would have to be compiled anew.
+    assert {claim.id for claim in declared.claims if claim.needs is None} - {"H3"} == set(samples)
+    for name, value in samples.items():
+        assert value.unit == declared[name].unit
+        assert len(value.values) >= declared[name].replication.n

@@ -77,11 +77,11 @@ def often(function: Call, n: int) -> Call:
 
 def rows_of(experiment: str, seconds: Mapping[str, list[float]], config: Config, **knobs: Any) -> Rows:
     """The median of each candidate."""
-    head = {"experiment": experiment, "seed": config.seed, "metric": "seconds", "unit": "s"}
-    return [
-        head | {"method": method, "value": statistics.median(times)} | knobs
-        for method, times in seconds.items()
-    ]
+    found: Rows = []
+    for method, times in seconds.items():
+        head = {"experiment": experiment, "method": method, "seed": config.seed, "metric": "seconds"}
+        found.append(head | {"value": statistics.median(times), "unit": "s"} | knobs)
+    return found
 
 
 # Products ------------------------------------------------------------------------------------------------
