@@ -393,3 +393,10 @@ def test_memory_goes_with_the_entries() -> None:
     y = spmm_csr(torch.ones(n), columns, offsets, torch.ones(rows, 1))
     assert y.sum() == n
     assert spmm_t_csr(torch.ones(n), columns, offsets, torch.ones(rows, 1), rows).sum() == n
+
+
+def test_bounds_may_be_whole_numbers() -> None:
+    values, operand = torch.tensor([1.0, -2.0, 5.0]), torch.tensor([[1.0, 2.0]])
+    columns, offsets = torch.zeros(3, dtype=torch.int32), torch.arange(4, dtype=torch.int32)
+    y = spmm_csr(values, columns, offsets, operand, low=0, high=6)
+    assert torch.equal(y, torch.tensor([[1.0, 2.0], [0.0, 0.0], [5.0, 6.0]]))

@@ -276,8 +276,8 @@ _NOTHING = Strips.of([])
 
 
 @lru_cache(64)
-def _bounds(low: float, high: float) -> Tensor:
-    return torch.tensor([low, high])
+def _bounds(low: float | int, high: float | int) -> Tensor:
+    return torch.tensor([low, high], dtype=torch.float32)  # whole numbers would make integers of it
 
 
 @lru_cache(64)
