@@ -256,7 +256,10 @@ def sabotage_samples(config: Config) -> dict[str, Samples]:
     As many runs as the claims ask for. The first control leaves the trainings on activations as they are: the
     autoencoders that another does not change are taken from there.
     """
-    enough = replace(config, seeds=20, cell_seeds=15, real_seeds=8, world_seeds=8, joint_seeds=24)
+    enough = replace(
+        config, seeds=20, cell_seeds=15, real_seeds=8, world_seeds=8, joint_seeds=24, cell_steps=10,
+        norm_steps=10, joint_steps=6,
+    )  # fmt: skip
     samples: dict[str, Samples] = {}
     honest: dict[str, pd.DataFrame] = {}
     for sabotage, (arms, runs, claims) in CONTROLS.items():
