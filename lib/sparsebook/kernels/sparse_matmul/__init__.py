@@ -38,8 +38,8 @@ def spmm(
     x: Float[Tensor, "columns batch"],
     bias: Float[Tensor, " rows"] | None = None,
     *,
-    low: float = -_INF,
-    high: float = _INF,
+    low: float | int = -_INF,
+    high: float | int = _INF,
 ) -> Float[Tensor, "rows batch"]:
     """clamp(weights @ x + bias, low, high), in one pass.
 
@@ -90,8 +90,8 @@ def spmm_csr(
     x: Float[Tensor, "columns batch"],
     bias: Float[Tensor, " rows"] | None = None,
     *,
-    low: float = -_INF,
-    high: float = _INF,
+    low: float | int = -_INF,
+    high: float | int = _INF,
 ) -> Float[Tensor, "rows batch"]:
     """As `spmm` for a matrix that comes as lists.
 

@@ -352,7 +352,7 @@ class Matrix:
                 f"the columns of weights must lie in [0, {self.sources}), got {head[1]} to {head[2]}"
             )
 
-    def times(self, x: Tensor, bias: Tensor | None, low: float, high: float) -> Tensor:
+    def times(self, x: Tensor, bias: Tensor | None, low: float | int, high: float | int) -> Tensor:
         """The product with x, contiguous, plus bias, clamped."""
         width = x.shape[1]
         y = torch.empty(self.rows, width, dtype=self.dtype)
@@ -372,7 +372,13 @@ class Matrix:
 
 
 def spmm_cpu(
-    values: Tensor, columns: Tensor, offsets: Tensor, x: Tensor, bias: Tensor | None, low: float, high: float
+    values: Tensor,
+    columns: Tensor,
+    offsets: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    low: float | int,
+    high: float | int,
 ) -> Tensor:
     """Arguments and result as the operator `sparsebook::spmm`; float32 or bfloat16, contiguous."""
     return Matrix(values, columns, offsets, x.shape[0]).times(x, bias, low, high)

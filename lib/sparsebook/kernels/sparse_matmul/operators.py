@@ -99,7 +99,7 @@ class Spmm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, values: Tensor, columns: Tensor, offsets: Tensor, x: Tensor, bias: Tensor | None,
-        low: float, high: float,
+        low: float | int, high: float | int,
     ) -> Tensor:  # fmt: skip
         y = spmm_cpu(values, columns, offsets, x, bias, low, high)
         _keep_spmm(ctx, (values, columns, offsets, x, bias, low, high), y)
