@@ -75,6 +75,15 @@ METHOD_COLORS: dict[str, str] = {
     "mutual_choice": GREEN,
     "feature_choice": BLUE,
     "feature_choice_uniform": SKY,
+    # networks
+    "qs_100": BLUE,
+    "qs_10": SKY,
+    "dense_100": BLACK,
+    "dense_10": GREY,
+    "masked_100": VERMILLION,
+    "laplacian": GREEN,
+    "mcfs": ORANGE,
+    "variance": PURPLE,
 }
 """The colour of every method that appears in more than one figure; the rest get theirs from `color`."""
 

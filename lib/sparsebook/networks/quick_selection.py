@@ -373,6 +373,32 @@ class SparseNetwork:
         self.input, self.input_speed, self.pruned = set_evolve(self.input, self.input_speed, zeta, self.rng)
         self.output, self.output_speed, _ = set_evolve(self.output, self.output_speed, zeta, self.rng)
 
+    def epoch(
+        self, data: Float[np.ndarray, "samples features"], noisy: Float[np.ndarray, "samples features"]
+    ) -> float:
+        """Train on all samples once, in random order; returns the mean squared error of an entry.
+
+        `noisy` are the inputs; with ``noise_rule="batch"`` they are not read and noise is drawn.
+        """
+        samples, features = data.shape
+        batch = min(self.options.batch_size, samples)
+        order, losses = self.rng.permutation(samples), []
+        target, x = np.empty((features, batch), np.float32), np.empty((features, batch), np.float32)
+        for start in range(0, samples - batch + 1, batch):
+            _pick(data, order[start : start + batch], target)
+            if self.options.noise_rule == "batch":
+                np.add(target, self.noise(x.shape), out=x)
+            else:
+                _pick(noisy, order[start : start + batch], x)
+            gradients = self.gradients(torch.from_numpy(x), torch.from_numpy(target))
+            self.update(gradients)
+            losses.append(gradients.loss)
+        return float(np.mean(losses))
+
+    def noise(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+        """Gaussian, of the options' standard deviation."""
+        return np.float32(self.options.noise) * self.rng.standard_normal(shape, dtype=np.float32)
+
     def predict(self, x: Float[Tensor, "features batch"]) -> Float[Tensor, "features batch"]:
         """The reconstruction without dropout; released: the output before tanh, bias included, times keep."""
         out = spmm_csr(*_lists(self.output), self._active(x), self.output_bias)
@@ -427,7 +453,7 @@ class SparseDAE:
     dropout_rule : "released" has no mask in the backward pass and scales when predicting, "inverted" scales
         and masks in training, forward and backward
     noise_rule : "once" before training, or new for every "batch"
-    random_state : seed, or a numpy Generator
+    random_state : seed (a number or several), or a numpy Generator
 
     Attributes
     ----------
@@ -452,13 +478,13 @@ class SparseDAE:
     tanh_rule: Literal["released", "right"] = "released"
     dropout_rule: Literal["released", "inverted"] = "released"
     noise_rule: Literal["once", "batch"] = "once"
-    random_state: int | np.random.Generator | None = None
+    random_state: int | list[int] | np.random.Generator | None = None
 
     def clean(self) -> Any:
         """The same without the released code's habits: inverted dropout, the right derivative of tanh."""
         return replace(self, dropout_rule="inverted", tanh_rule="right")
 
-    def fit(self, X: Any, y: Any = None, *, watch: Watch | None = None) -> Any:  # noqa: N803
+    def fit(self, X: Any, y: Any = None, *, watch: Watch | None = None) -> Any:
         """Train on the rows of X.
 
         Parameters
@@ -477,13 +503,13 @@ class SparseDAE:
         """
         self._check()
         data = _table(X)
-        rng = np.random.default_rng(self.random_state)
         self.n_features_in_ = data.shape[1]
+        rng = np.random.default_rng(self.random_state)
         self.network_ = SparseNetwork(self, data.shape[1], rng)
         self.losses_ = np.zeros(self.epochs)
-        noisy = data + self._noise(data.shape, rng) if self.noise_rule == "once" else data
+        noisy = data + self.network_.noise(data.shape) if self.noise_rule == "once" else data
         for epoch in range(self.epochs):
-            self.losses_[epoch] = self._epoch(data, noisy, rng)
+            self.losses_[epoch] = self.network_.epoch(data, noisy)
             if not np.isfinite(self.losses_[epoch]):
                 raise ValueError(f"training diverged in epoch {epoch + 1}: scale X, or lower lr={self.lr}")
             if watch is not None:
@@ -492,26 +518,7 @@ class SparseDAE:
                 self.network_.evolve()
         return self
 
-    def _epoch(self, data: np.ndarray, noisy: np.ndarray, rng: np.random.Generator) -> float:
-        samples, features = data.shape
-        batch = min(self.batch_size, samples)
-        order, losses = rng.permutation(samples), []
-        target, x = np.empty((features, batch), np.float32), np.empty((features, batch), np.float32)
-        for start in range(0, samples - batch + 1, batch):
-            _pick(data, order[start : start + batch], target)
-            if self.noise_rule == "batch":
-                np.add(target, self._noise(x.shape, rng), out=x)
-            else:
-                _pick(noisy, order[start : start + batch], x)
-            gradients = self.network_.gradients(torch.from_numpy(x), torch.from_numpy(target))
-            self.network_.update(gradients)
-            losses.append(gradients.loss)
-        return float(np.mean(losses))
-
-    def _noise(self, shape: Any, rng: np.random.Generator) -> np.ndarray:
-        return np.float32(self.noise) * rng.standard_normal(shape, dtype=np.float32)
-
-    def reconstruct(self, X: Any) -> Float[np.ndarray, "samples features"]:  # noqa: N803
+    def reconstruct(self, X: Any) -> Float[np.ndarray, "samples features"]:
         """What the trained network makes of the rows of X, without noise and dropout."""
         data = _table(X)
         if data.shape[1] != self.n_features_in_:
@@ -603,7 +610,7 @@ class QuickSelection(SparseDAE):
     n_features: int = field(default=50, kw_only=False)
     snapshot: Literal["pruned", "final"] = field(default="pruned", kw_only=True)
 
-    def fit(self, X: Any, y: Any = None, *, watch: Watch | None = None) -> "QuickSelection":  # noqa: N803
+    def fit(self, X: Any, y: Any = None, *, watch: Watch | None = None) -> "QuickSelection":
         """Train and rank; as `SparseDAE.fit`.
 
         Raises
@@ -617,9 +624,7 @@ class QuickSelection(SparseDAE):
         if self.snapshot not in ("pruned", "final"):
             raise ValueError(f"snapshot={self.snapshot!r}: expected 'pruned' or 'final'")
         if self.snapshot == "pruned" and self.epochs == 1:
-            raise ValueError(
-                "snapshot='pruned' with epochs=1: nothing is ever removed; use snapshot='final'"
-            )
+            raise ValueError("snapshot='pruned' with epochs=1: nothing is ever removed; use snapshot='final'")
         super().fit(X, watch=watch)
         self.strength_ = strengths(self.network_, self.snapshot)
         self.ranking_ = np.argsort(-self.strength_, kind="stable")
@@ -634,14 +639,14 @@ class QuickSelection(SparseDAE):
         mask[kept] = True
         return mask
 
-    def transform(self, X: Any) -> Shaped[np.ndarray, "samples kept"]:  # noqa: N803
+    def transform(self, X: Any) -> Shaped[np.ndarray, "samples kept"]:
         """The kept columns of X, in the order in which they stand there."""
         x = np.asarray(X)
         if x.ndim != 2 or x.shape[1] != self.n_features_in_:
             raise ValueError(f"X has shape {x.shape}: expected {self.n_features_in_} columns, as in fit")
         return x[:, self.get_support(indices=True)]
 
-    def fit_transform(self, X: Any, y: Any = None) -> Shaped[np.ndarray, "samples kept"]:  # noqa: N803
+    def fit_transform(self, X: Any, y: Any = None) -> Shaped[np.ndarray, "samples kept"]:
         """`fit`, then `transform`."""
         return self.fit(X).transform(X)
 
@@ -651,7 +656,7 @@ class QuickSelection(SparseDAE):
         return np.asarray(names, dtype=object)[self.get_support(indices=True)]
 
 
-def _table(X: Any) -> Float[np.ndarray, "samples features"]:  # noqa: N803
+def _table(X: Any) -> Float[np.ndarray, "samples features"]:
     x = np.asarray(X)
     if x.ndim != 2 or not x.size or x.dtype.kind not in "fiub":
         raise ValueError(f"X must be a table [samples, features] of numbers, got {x.dtype} {x.shape}")
