@@ -76,7 +76,7 @@ class Config:
     timed_epochs: int = 2
     timed_repeats: int = 3
     processes: int = 5
-    scale_features: tuple[int, ...] = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
+    scale_features: tuple[int, ...] = (500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
     scale_samples: int = 200
     pair_features: int = 5_000
     pair_samples: int = 500
