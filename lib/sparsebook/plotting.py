@@ -84,6 +84,16 @@ METHOD_COLORS: dict[str, str] = {
     "laplacian": GREEN,
     "mcfs": ORANGE,
     "variance": PURPLE,
+    "erk": BLUE,
+    "er": BLUE,
+    "uniform": ORANGE,
+    "uniform_plus": GOLD,
+    "erk_plus": SKY,
+    "snip": VERMILLION,
+    "grasp": GREEN,
+    "synflow": PURPLE,
+    "own_snip": VERMILLION,
+    "small_dense": GREY,
 }
 """The colour of every method that appears in more than one figure; the rest get theirs from `color`."""
 

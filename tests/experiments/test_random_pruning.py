@@ -53,12 +53,67 @@ def test_rank_correlations():
     assert verdicts.rank_correlations(found, (0.9,), constant=True).tolist() == [0, 0, 0]
 
 
-def test_rates_are_chosen_by_accuracy():
-    table = []
-    for rate, accuracy in ((0.1, 50), (0.3, 60), (1.0, 55)):
-        table += rows("small_dense", "accuracy", [accuracy] * 2, family="resnet", rate=rate)
-    assert runs.best_rate(pd.DataFrame(table), "resnet", "small_dense") == 0.3
-    assert runs.best_rate(pd.DataFrame(table), "resnet", "narrow") == 0.3
+def tried(family, width, method, sparsity, found):
+    knobs = {"family": family, "width": width, "depth": 4, "sparsity": sparsity}
+    return [row | {"rate": r} for r, a in found.items() for row in rows(method, "accuracy", [a] * 2, **knobs)]
+
+
+def test_every_arm_takes_its_own_best_rate():
+    config = Config.at("full")
+    found = tried("patches", 64, "er", 0.9, {0.1: 50, 0.3: 60, 1.0: 55})
+    found += tried("patches", 64, "er", 0.5, {0.1: 70, 0.3: 60, 1.0: 55})
+    found += tried("patches", 32, "er", 0.9, {0.1: 50, 0.3: 60, 1.0: 65})
+    table = pd.DataFrame(found)
+
+    def best(width, sparsity):
+        return runs.best_rate(config, table, training.Family("patches", width), training.Arm("er", sparsity))
+
+    assert [best(64, 0.9), best(64, 0.5), best(32, 0.9)] == [0.3, 0.1, 1.0]
+    assert verdicts.at_the_edge(table) == (2, 3)
+    assert verdicts.rates_tried(table, "patches", 64, 4, "er").idxmax() == 0.3
+    alone = Config.at("full", rates=(0.1,))
+    assert runs.best_rate(alone, table, training.Family("resnet", 8, 8), training.Arm("erk", 0.9)) == 0.1
+
+
+def test_all_that_is_compared_is_tuned(monkeypatch):
+    """Every arm of every experiment is tried at every rate, on seeds of its own."""
+    config, asked = Config.at("full"), []
+
+    def note(family, arms, seeds, rate, config, judged):
+        asked.extend((family, arm, seeds, rate, judged) for arm in arms)
+        return None, {"accuracy": (torch.zeros(len(arms) * len(seeds)), "points")}
+
+    monkeypatch.setattr(runs, "fit", note)
+    monkeypatch.setattr(runs, "run", lambda config, stages, name: pd.concat(run() for run in stages.values()))
+    runs.run_tuning(config)
+    used = {(family, arm) for own in runs.trials(config).values() for family, arm, _ in own}
+    seen = {(family, arm, rate) for family, arm, _, rate, _ in asked}
+    assert seen == {(family, arm, rate) for family, arm in used for rate in config.rates_of(family.name)}
+    assert len(asked) == len(seen)
+    for _, _, seeds, _, judged in asked:
+        assert judged == inputs.TUNING
+        assert not set(seeds) & {*config.seeds, *config.few, config.live}
+
+
+def test_networks_share_a_stack_only_if_they_may(monkeypatch):
+    stacks = []
+
+    def note(family, arms, seeds, rate, config, judged):
+        stacks.append((family.width, tuple(arms), tuple(seeds), rate))
+        return None, {"accuracy": (torch.zeros(len(arms) * len(seeds)), "points")}
+
+    monkeypatch.setattr(runs, "fit", note)
+    arms = [training.Arm("dense"), training.Arm("er", 0.5), training.Arm("er", 0.9), training.Arm("er", 0.95)]
+    arms += [training.Arm("small_dense", 0.5), training.Arm("small_dense", 0.9)]
+    own = [runs.Trial(training.Family("patches", 8), arm, (0, 1)) for arm in arms]
+    found = runs._trained(
+        Config.at("smoke"), "widths", own, lambda _, arm: 1.0 if arm.sparsity > 0.9 else 0.1
+    )
+    assert [arms for _, arms, _, _ in stacks] == [
+        (arms[0],), (arms[1], arms[2]), (arms[3],), (arms[4],), (arms[5],)
+    ]  # fmt: skip
+    assert len(found) == 2 * len(arms)
+    assert set(found[found.sparsity == 0.95].rate) == {1.0}
 
 
 def test_break_even_is_interpolated():
@@ -214,8 +269,9 @@ def test_figures_tables_and_answers(smoke):
     assert set(experiment.agreement(live, found, config).to_numpy().ravel()) <= {"inside", "OUTSIDE"}
     assert all(isinstance(text, str) for text in experiment.answers(found, config).values())
     assert len(experiment.ratio_table(found, config)) == 11
-    assert experiment.trust_table(found, config).shape == (6, 7)
-    assert experiment.tuning_table(found).to_numpy().astype(str).ravel()[0].endswith("*")
+    assert experiment.trust_table(found, config).shape == (7, 7)
+    assert (experiment.tuning_table(found, config).apply(lambda row: "*" in "".join(row), axis=1)).all()
+    assert experiment.start_table(found, config).shape == (6, 3)
     assert experiment.density_table(config).shape[1] == 6
 
 
@@ -223,7 +279,7 @@ def test_samples_of_claims_are_paired_and_whole(smoke):
     config, found = smoke
     for sabotaged in (False, True):
         samples = experiment.claim_samples(found, config, sabotaged=sabotaged)
-        assert len(samples) == 33
+        assert len(samples) == 35
         assert all(isinstance(own, Samples) for own in samples.values())
         assert len(samples["C1a"].values) == len(samples["C2a"].values) == 3
         assert samples["C1b"].values.shape == (3, 3)

@@ -80,6 +80,22 @@ def test_an_emptied_layer_keeps_one_weight():
     assert all(mask.any() for mask in prune_at_random(model, found, 0).values())
 
 
+def test_a_rescaled_start_keeps_the_variance_of_what_comes_out():
+    """Weights of variance 2 / fan-in: at density 0.1 the squared outputs shrink tenfold a layer, or stay."""
+    layer = nn.Linear(4_000, 400, bias=False)
+    x = torch.randn(50, 4_000, generator=torch.Generator().manual_seed(0))
+    layer.requires_grad_(False)
+    powers = {}
+    for rescale in (False, True):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=torch.Generator().manual_seed(1))
+        before = float(layer(x).square().mean())
+        masks = prune_at_random(layer, {"weight": 0.1}, seed=0, rescale=rescale)
+        assert torch.equal(layer.weight != 0, masks["weight"])
+        powers[rescale] = float(layer(x).square().mean()) / before
+    assert powers[False] == pytest.approx(0.1, rel=0.05)
+    assert powers[True] == pytest.approx(1, rel=0.05)
+
+
 def test_a_sparse_network_learns_and_stays_sparse():
     models = [network(seed) for seed in range(2)]
     masks = [prune_at_random(m, ratio_densities(m, 0.5, "er"), seed) for seed, m in enumerate(models)]

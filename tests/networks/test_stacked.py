@@ -24,6 +24,14 @@ def perceptrons(n=3):
     return [nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(n)]
 
 
+def normalised(n=3):
+    torch.manual_seed(3)
+    return [
+        nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+        for _ in range(n)
+    ]
+
+
 def resnets(n=3):
     torch.manual_seed(2)
     return [CifarResNet(8, 4, 4, 2) for _ in range(n)]
@@ -56,7 +64,7 @@ def alone(model, x, y, rows, options, seed, masks):
     return model.eval()
 
 
-@pytest.mark.parametrize(("make", "shape"), [(perceptrons, (6,)), (resnets, (2, 8, 8))])
+@pytest.mark.parametrize(("make", "shape"), [(perceptrons, (6,)), (normalised, (6,)), (resnets, (2, 8, 8))])
 @pytest.mark.parametrize("masked", [False, True])
 def test_training_a_stack_is_training_each(make, shape, masked):
     models, chance = make(), torch.Generator().manual_seed(0)
@@ -133,6 +141,8 @@ def test_what_cannot_be_stacked_is_refused():
         Stacked([nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")])
     with pytest.raises(ValueError, match="running statistics"):
         Stacked([nn.BatchNorm2d(3, affine=False)])
+    with pytest.raises(ValueError, match="BatchNorm1d: expected one with weights"):
+        Stacked([nn.BatchNorm1d(3, track_running_stats=False)])
     stack = Stacked(perceptrons())
     with pytest.raises(ValueError, match="a batch for each of 3"):
         stack(torch.randn(2, 5, 6))

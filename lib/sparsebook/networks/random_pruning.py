@@ -113,14 +113,33 @@ def ratio_scores(
     return synflow_scores(model, tuple(x.shape[1:]), density=density, rounds=rounds)
 
 
-def prune_at_random(model: nn.Module, densities: Mapping[str, float], seed: int) -> dict[str, Tensor]:
+def prune_at_random(
+    model: nn.Module, densities: Mapping[str, float], seed: int, *, rescale: bool = False
+) -> dict[str, Tensor]:
     """Masks of the given densities at random places; the model's pruned weights become 0.
 
-    Values of the survivors stay the ordinary ones of the initialisation.
+    Parameters
+    ----------
+    model
+    densities : name of the weight -> density, as `ratio_densities` has them
+    seed : int
+    rescale : bool
+        Divide the survivors by the square root of the density that their layer came to have, so that the
+        inputs of the next layer keep their variance (the official code's "scaled" initialisation, variance
+        2 / (density fan-in)). Otherwise they keep their ordinary values, as in the paper.
+
+    Raises
+    ------
+    ValueError
+        As `random_masks`.
     """
-    shapes = {name: tuple(weight.shape) for name, weight in prunable(model).items()}
-    masks = random_masks(shapes, densities, seed)
+    weights = prunable(model)
+    masks = random_masks({name: tuple(weight.shape) for name, weight in weights.items()}, densities, seed)
     SparsityMask(model, masks)
+    if rescale:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.div_(masks[name].double().mean().sqrt())
     return masks
 
 

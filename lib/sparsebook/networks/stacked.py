@@ -77,25 +77,33 @@ class StackedConv2d(nn.Module):
         return conv2d(x, weight, None if self.bias is None else self.bias.flatten(), **self.options)
 
 
-class StackedBatchNorm2d(nn.Module):
-    """Batch normalisations side by side; they were one by one along the channels anyway."""
+class StackedBatchNorm(nn.Module):
+    """Batch normalisations side by side, of vectors or of pictures."""
 
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, layers: Sequence[nn.BatchNorm2d]) -> None:
+    def __init__(self, layers: Sequence[nn.BatchNorm1d] | Sequence[nn.BatchNorm2d]) -> None:
         super().__init__()
         first = layers[0]
         if not (first.affine and first.track_running_stats) or first.momentum is None:
-            raise ValueError("BatchNorm2d: expected one with weights, running statistics and a momentum")
+            name = type(first).__name__
+            raise ValueError(f"{name}: expected one with weights, running statistics and a momentum")
         self.weight = _parameter([layer.weight for layer in layers])
         self.bias = _parameter([layer.bias for layer in layers])
         for name in ("running_mean", "running_var"):
             self.register_buffer(name, torch.stack([getattr(layer, name) for layer in layers]).clone())
         self.momentum, self.eps = first.momentum, first.eps
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Tensor:
-        """As `torch.nn.BatchNorm2d`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` is [networks, batch, features], or as convolutions leave it, [batch, channels, ...]."""
+        if x.ndim == 3:
+            folded = self._normalised(x.transpose(0, 1).flatten(1))
+            return folded.unflatten(1, self.weight.shape).transpose(0, 1)
+        return self._normalised(x)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Normalisations act on one channel at a time, whichever network it is of."""
         means, variances = self.running_mean.view(-1), self.running_var.view(-1)
         scale, shift = self.weight.flatten(), self.bias.flatten()
         return batch_norm(x, means, variances, scale, shift, self.training, self.momentum, self.eps)
@@ -104,7 +112,8 @@ class StackedBatchNorm2d(nn.Module):
 _STACKED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.Linear: StackedLinear,
     nn.Conv2d: StackedConv2d,
-    nn.BatchNorm2d: StackedBatchNorm2d,
+    nn.BatchNorm1d: StackedBatchNorm,
+    nn.BatchNorm2d: StackedBatchNorm,
 }
 
 
@@ -118,7 +127,7 @@ def _parameter(tensors: Sequence[Tensor]) -> nn.Parameter:
 class Stacked(nn.Module):
     """Networks of one architecture as one module with their parameters along a new first dimension.
 
-    Linear layers, 2-D convolutions and 2-D batch normalisations become their stacked twins; everything else
+    Linear layers, 2-D convolutions and batch normalisations become their stacked twins; everything else
     must be without parameters and act on each channel by itself (ReLU, pooling, flattening, sums). Names of
     parameters stay as they are.
 

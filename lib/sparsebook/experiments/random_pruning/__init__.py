@@ -2,7 +2,7 @@
 
 >>> config = Config.at("smoke")                                     # doctest: +SKIP
 >>> tuning = run_tuning(config)                                     # doctest: +SKIP
->>> draw_digits(run_digits(config, tuning), config)                 # doctest: +SKIP
+>>> draw_digits(run_trials(config, tuning, "digits"), config)       # doctest: +SKIP
 
 `Config` says what a scale does, `run_*` return tidy tables, `draw_*` turn them into figures,
 `claim_samples` reads the claims' samples off them. `python -m sparsebook.experiments.random_pruning` records
@@ -19,12 +19,10 @@ from sparsebook.experiments.random_pruning.figures import (
 )
 from sparsebook.experiments.random_pruning.runs import (
     fingerprint,
-    run_depths,
-    run_digits,
     run_live,
-    run_ratios,
+    run_trials,
     run_tuning,
-    run_widths,
+    trials,
 )
 from sparsebook.experiments.random_pruning.scales import Config, config
 from sparsebook.experiments.random_pruning.timing import run_timing
@@ -37,6 +35,7 @@ from sparsebook.experiments.random_pruning.verdicts import (
     ratio_table,
     record,
     sabotage_samples,
+    start_table,
     tables,
     trust_table,
     tuning_table,
@@ -59,15 +58,14 @@ __all__ = [
     "fingerprint",
     "ratio_table",
     "record",
-    "run_depths",
-    "run_digits",
     "run_live",
-    "run_ratios",
     "run_timing",
+    "run_trials",
     "run_tuning",
-    "run_widths",
     "sabotage_samples",
+    "start_table",
     "tables",
+    "trials",
     "trust_table",
     "tuning_table",
 ]

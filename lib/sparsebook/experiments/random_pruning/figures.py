@@ -13,8 +13,8 @@ from sparsebook.experiments.random_pruning.verdicts import (
     Tables,
     all_shallow,
     gap,
-    matched_width,
     norm_ratio,
+    trust_arms,
     values,
 )
 from sparsebook.plotting import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, color, marker
@@ -182,25 +182,18 @@ def draw_trust(found: Tables, config: Config) -> "Figure":
         "fgsm_2": "accuracy under FGSM\n2/255, %",
     }
     figure, axes = _subplots(4, width=9.0, height=3.0, sharey=True)
-    shallow, deep = config.depths[0], config.depths[-1]
-    width = matched_width(found, config)
-    arms = [
-        (f"{deep} dense", found["depths"], "dense", {"depth": deep}, BLACK),
-        (f"{deep} ERK 50 %", found["depths"], "erk", {"depth": deep, "sparsity": 0.5}, SKY),
-        (f"{deep} ERK 90 %", found["depths"], "erk", {"depth": deep, "sparsity": 0.9}, BLUE),
-        (f"{shallow} dense", found["depths"], "dense", {"depth": shallow}, BLACK),
-        (f"{shallow} ERK 90 %", found["depths"], "erk", {"depth": shallow, "sparsity": 0.9}, BLUE),
-        (f"{shallow} dense, equal accuracy", found["ratios"], "narrow", {"width": width}, GREY),
-    ]
+    arms = trust_arms(found, config)
+    shades = [GREY if "," in name.partition(", ")[2] else BLACK if "dense" in name else BLUE for name in arms]
     for one, (metric, title) in zip(axes, metrics.items(), strict=True):
-        for row, (_, table, method, where, shade) in enumerate(reversed(arms)):
+        rows = zip(reversed(arms.values()), reversed(shades), strict=True)
+        for row, ((table, method, where), shade) in enumerate(rows):
             mean, low, high = _interval(values(table, method, metric, **where))
             one.plot([low, high], [row, row], color=shade)
             one.plot(mean, row, marker="o", color=shade)
-        one.axhline(2.5, color=GREY, lw=0.7, ls=":")
+        one.axhline(3.5, color=GREY, lw=0.7, ls=":")  # deep ones above, shallow ones below
         one.set_xlabel(title)
         one.set_ylim(-0.5, len(arms) - 0.5)
-    axes[0].set_yticks(range(len(arms)), [name for name, *_ in reversed(arms)])
+    axes[0].set_yticks(range(len(arms)), [name.replace("ResNet-", "") for name in reversed(arms)])
     return figure
 
 

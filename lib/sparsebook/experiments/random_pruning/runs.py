@@ -1,21 +1,31 @@
 """The experiments: each returns a tidy table (experiment, method, seed, metric, value, unit, its knobs)."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sparsebook.experiments.random_pruning.inputs import TUNING
+from sparsebook.experiments.random_pruning.inputs import TEST, TUNING
 from sparsebook.experiments.random_pruning.scales import Config
 from sparsebook.experiments.random_pruning.training import Arm, Family, first_losses, fit, tidy
 from sparsebook.networks.random_pruning import RATIOS
 
 Stages = dict[str, Callable[[], pd.DataFrame]]
+RateOf = Callable[[Family, Arm], float]
 DIGIT_RATIOS = ("uniform", "er", "snip", "grasp", "synflow")
-AT_ONCE = 120
+AT_ONCE = 60
 """Networks in one stack at most."""
+
+
+class Trial(NamedTuple):
+    """A network, what is done to it, and how often."""
+
+    family: Family
+    arm: Arm
+    seeds: Sequence[int]
 
 
 def run(config: Config, stages: Stages, experiment: str) -> pd.DataFrame:
@@ -31,156 +41,150 @@ def run(config: Config, stages: Stages, experiment: str) -> pd.DataFrame:
     return pd.concat([compute() for compute in stages.values()], ignore_index=True)
 
 
-def families(config: Config) -> dict[str, Family]:
-    """The networks that are tuned on: one of each kind."""
+# What is trained ------------------------------------------------------------------------------------------
+
+
+def trials(config: Config) -> dict[str, list[Trial]]:
+    """Everything that the experiments train, by experiment."""
     return {
-        "digits": Family("digits", config.digit_width),
-        "patches": Family("patches", config.mlp_widths[2]),
-        "resnet": Family("resnet", config.width, config.depths[0]),
+        "depths": _depths(config),
+        "ratios": _ratios(config),
+        "widths": _widths(config),
+        "starts": _starts(config),
+        "digits": _digits(config),
     }
+
+
+def _depths(config: Config) -> list[Trial]:
+    """Dense and randomly pruned residual networks of several depths."""
+    shallow, *middle, deep = config.depths
+    ends = [Arm("dense"), Arm("erk", 0.9), Arm("erk", 0.5)]
+    found = [Trial(_resnet(config, depth), arm, config.seeds) for depth in (shallow, deep) for arm in ends]
+    found += [Trial(_resnet(config, depth), arm, config.few) for depth in middle for arm in ends[:2]]
+    return [*found, Trial(_resnet(config, deep), Arm("uniform", 0.9), config.few)]
+
+
+def _ratios(config: Config) -> list[Trial]:
+    """The shallowest network with every ratio, SNIP's own positions, and narrow dense networks."""
+    family = _resnet(config, config.depths[0])
+    arms = [Arm(ratio, 0.9) for ratio in RATIOS if ratio != "erk"]
+    arms += [Arm("uniform", 0.8), Arm("uniform", 0.5), Arm("erk", 0.8)]
+    arms += [Arm("own_snip", 0.9), Arm("small_dense", 0.9)]
+    narrow = [Family("resnet", width, config.depths[0]) for width in config.narrow]
+    return [Trial(family, arm, config.few) for arm in arms] + [
+        Trial(own, Arm("narrow"), config.few) for own in narrow
+    ]
+
+
+def _widths(config: Config) -> list[Trial]:
+    """Perceptrons on patches: width, sparsity, ratio."""
+    found = []
+    for width in config.mlp_widths:
+        arms = [Arm("dense"), *(Arm("er", sparsity) for sparsity in config.mlp_sparsities)]
+        arms += [Arm("uniform", 0.5), Arm("uniform", 0.9), Arm("small_dense", 0.9)]
+        if width == config.middle:
+            arms += [Arm("snip", 0.9), Arm("own_snip", 0.9)]
+        found += [Trial(Family("patches", width), arm, config.seeds) for arm in arms]
+    return found
+
+
+def _starts(config: Config) -> list[Trial]:
+    """Initialisation scaled to the density or not, with and without normalisation."""
+    plain, normalised = Family("plain", config.middle), Family("patches", config.middle)
+    arms = [Arm("dense"), Arm("er", 0.9), Arm("er_scaled", 0.9)]
+    return [*(Trial(plain, arm, config.seeds) for arm in arms), Trial(normalised, arms[-1], config.seeds)]
+
+
+def _digits(config: Config) -> list[Trial]:
+    """The perceptron on digits: every ratio at every sparsity."""
+    family = Family("digits", config.digit_width)
+    arms = [Arm(m, s) for m in (*DIGIT_RATIOS, "small_dense") for s in config.digit_sparsities]
+    return [Trial(family, arm, config.seeds) for arm in (Arm("dense"), *arms)]
+
+
+def _resnet(config: Config, depth: int) -> Family:
+    return Family("resnet", config.width, depth)
 
 
 # Learning rates ------------------------------------------------------------------------------------------
 
 
 def run_tuning(config: Config) -> pd.DataFrame:
-    """Every method at every rate, at 90 % sparsity, on seeds (and patches) that serve for nothing else."""
-    tuned = {
-        "digits": (*DIGIT_RATIOS,),
-        "patches": ("uniform", "er", "snip", "own_snip"),
-        "resnet": (*RATIOS,),
-    }
+    """Every arm of every network at every rate, on seeds (and patches) that serve for nothing else."""
+    arms = dict.fromkeys((family, arm) for own in trials(config).values() for family, arm, _ in own)
+    every = [Trial(family, arm, config.tuning_seeds) for family, arm in arms]
     stages: Stages = {}
-    for name, family in families(config).items():
-        arms = {
-            "dense": [Arm("dense")],
-            "small": [Arm("small_dense", 0.9)],
-            "sparse": [Arm(method, 0.9) for method in tuned[name]],
-        }
-        for rate in config.rates if name == "resnet" else config.mlp_rates:
-            for kind, own in arms.items():
-                stages[f"{name} {kind} {rate:g}"] = partial(_tune, config, family, own, rate)
+    for family, own in _grouped(every, lambda trial: trial.family).items():
+        rates = config.rates_of(family.name)
+        for rate in rates if len(rates) > 1 else ():
+            stages[f"{_name(family)} {rate:g}"] = partial(_tune, config, own, rate)
     return run(config, stages, "tuning")
 
 
-def _tune(config: Config, family: Family, arms: list[Arm], rate: float) -> pd.DataFrame:
-    _, found = fit(family, arms, config.tuning_seeds, rate, config, TUNING)
-    kept = {name: found[name] for name in ("accuracy", "nll")}
-    return pd.DataFrame(tidy("tuning", family, arms, config.tuning_seeds, kept, rate=rate))
+def _tune(config: Config, own: list[Trial], rate: float) -> pd.DataFrame:
+    return _trained(config, "tuning", own, lambda *_: rate, TUNING)
 
 
-def best_rate(tuning: pd.DataFrame, family: str, method: str) -> float:
-    """The rate of the highest mean accuracy; the lowest of equals. Narrow networks take `small_dense`'s."""
-    method = "small_dense" if method == "narrow" else method
-    own = tuning[(tuning.family == family) & (tuning.method == method) & (tuning.metric == "accuracy")]
+def best_rate(config: Config, tuning: pd.DataFrame, family: Family, arm: Arm) -> float:
+    """The rate of the highest mean accuracy; the lowest of equals."""
+    if len(rates := config.rates_of(family.name)) == 1:
+        return rates[0]
+    own = tuning[(tuning.family == family.name) & (tuning.width == family.width)]
+    own = own[(own.depth == family.depth) & (own.method == arm.method) & (own.sparsity == arm.sparsity)]
     return float(own.groupby("rate")["value"].mean().idxmax())
 
 
-def _arms(
-    config: Config,
-    tuning: pd.DataFrame,
-    experiment: str,
-    family: Family,
-    arms: Sequence[Arm],
-    seeds: Sequence[int],
-) -> pd.DataFrame:
-    """Arms of one method, as many in one stack as are allowed."""
-    rate, rows = best_rate(tuning, family.name, arms[0].method), []
-    size = 1 if arms[0].method == "small_dense" else max(1, AT_ONCE // len(seeds))
-    for start in range(0, len(arms), size):
-        own = arms[start : start + size]
-        _, found = fit(family, own, seeds, rate, config)
-        rows += tidy(experiment, family, own, seeds, found, rate=rate)
-    return pd.DataFrame(rows)
+# Training ------------------------------------------------------------------------------------------------
 
 
-# Residual networks ---------------------------------------------------------------------------------------
-
-
-def run_depths(config: Config, tuning: pd.DataFrame) -> pd.DataFrame:
-    """Dense and randomly pruned networks of several depths."""
-    shallow, *middle, deep = config.depths
-    stages: Stages = {}
-
-    def add(depth: int, method: str, sparsity: float, seeds: Sequence[int]) -> None:
-        family, arm = Family("resnet", config.width, depth), Arm(method, sparsity)
-        stages[f"depth={depth} {method} {sparsity:g}"] = partial(
-            _arms, config, tuning, "depths", family, [arm], seeds
-        )
-
-    for depth in (shallow, deep):
-        for method, sparsity in (("dense", 0.0), ("erk", 0.9), ("erk", 0.5)):
-            add(depth, method, sparsity, config.seeds)
-    for depth in middle:
-        for method, sparsity in (("dense", 0.0), ("erk", 0.9)):
-            add(depth, method, sparsity, config.few)
-    add(deep, "uniform", 0.9, config.few)
-    return run(config, stages, "depths")
-
-
-def run_ratios(config: Config, tuning: pd.DataFrame) -> pd.DataFrame:
-    """The shallowest network with every ratio, SNIP's own positions, and narrow dense networks."""
-    family = Family("resnet", config.width, config.depths[0])
-    stages: Stages = {}
-    for method in ("uniform", *(ratio for ratio in RATIOS if ratio not in ("uniform", "erk")), "own_snip"):
-        arms = [Arm(method, sparsity) for sparsity in ((0.9, 0.8, 0.5) if method == "uniform" else (0.9,))]
-        stages[method] = partial(_ratio, config, tuning, family, arms)
-    stages["erk"] = partial(_ratio, config, tuning, family, [Arm("erk", 0.8)])
-    stages["small_dense"] = partial(_ratio, config, tuning, family, [Arm("small_dense", 0.9)])
-    for width in config.narrow:
-        narrow = Family("resnet", width, config.depths[0])
-        stages[f"width={width}"] = partial(_ratio, config, tuning, narrow, [Arm("narrow")])
-    return run(config, stages, "ratios")
-
-
-def _ratio(config: Config, tuning: pd.DataFrame, family: Family, arms: Sequence[Arm]) -> pd.DataFrame:
-    if arms[0].method == "own_snip":  # as many tuning runs as any other: those of SNIP's ratio
-        tuning = tuning.assign(method=tuning.method.replace({"snip": "own_snip"}))
-    return _arms(config, tuning, "ratios", family, arms, config.few)
-
-
-# Perceptrons ---------------------------------------------------------------------------------------------
-
-
-def run_widths(config: Config, tuning: pd.DataFrame) -> pd.DataFrame:
-    """Perceptrons on patches: width, sparsity, ratio."""
-    stages: Stages = {}
-    for width in config.mlp_widths:
-        arms = {
-            "dense": [Arm("dense")],
-            "er": [Arm("er", sparsity) for sparsity in config.mlp_sparsities],
-            "uniform": [Arm("uniform", 0.5), Arm("uniform", 0.9)],
-            "small_dense": [Arm("small_dense", 0.9)],
-        }
-        if width == config.mlp_widths[2]:
-            arms |= {method: [Arm(method, 0.9)] for method in ("snip", "own_snip")}
-        for method, own in arms.items():
-            stages[f"width={width} {method}"] = partial(
-                _arms, config, tuning, "widths", Family("patches", width), own, config.seeds
-            )
-    return run(config, stages, "widths")
-
-
-def run_digits(config: Config, tuning: pd.DataFrame) -> pd.DataFrame:
-    """The perceptron on digits: every ratio at every sparsity."""
-    family = Family("digits", config.digit_width)
-    stages: Stages = {"dense": partial(_arms, config, tuning, "digits", family, [Arm("dense")], config.seeds)}
-    for method in (*DIGIT_RATIOS, "small_dense"):
-        arms = [Arm(method, sparsity) for sparsity in config.digit_sparsities]
-        stages[method] = partial(_arms, config, tuning, "digits", family, arms, config.seeds)
-    return run(config, stages, "digits")
+def run_trials(config: Config, tuning: pd.DataFrame, experiment: str) -> pd.DataFrame:
+    """Train and measure all of an experiment's trials, each at its own best rate."""
+    rate_of = partial(best_rate, config, tuning)
+    stages: Stages = {
+        _name(family): partial(_trained, config, experiment, own, rate_of)
+        for family, own in _grouped(trials(config)[experiment], lambda trial: trial.family).items()
+    }
+    return run(config, stages, experiment)
 
 
 def run_live(config: Config, tuning: pd.DataFrame) -> pd.DataFrame:
     """One more seed, trained now: perceptrons on patches, dense and randomly pruned."""
-    family = Family("patches", config.mlp_widths[2])
-    tables = [
-        _arms(config, tuning, "widths", family, [arm], (config.live,))
-        for arm in (Arm("dense"), Arm("er", 0.9))
-    ]
-    return pd.concat(tables, ignore_index=True)
+    family = Family("patches", config.middle)
+    own = [Trial(family, arm, (config.live,)) for arm in (Arm("dense"), Arm("er", 0.9))]
+    return _trained(config, "widths", own, partial(best_rate, config, tuning))
 
 
 def fingerprint() -> list[float]:
     """Losses of the first five steps of the perceptron on patches, randomly pruned."""
     return first_losses(Family("patches", 64), Arm("er", 0.9), Config.at("full", norm_batches=1))
+
+
+def _trained(
+    config: Config, experiment: str, own: list[Trial], rate_of: RateOf, judged: int = TEST
+) -> pd.DataFrame:
+    """Trials in stacks of those that have the same architecture, seeds and rate."""
+
+    def alike(trial: Trial) -> Hashable:
+        family, arm, seeds = trial
+        kind = arm if arm.method == "small_dense" else arm.method in ("dense", "narrow")
+        return family, kind, tuple(seeds), rate_of(family, arm)
+
+    rows = []
+    for (family, _, seeds, rate), alikes in _grouped(own, alike).items():
+        arms, size = [trial.arm for trial in alikes], max(1, AT_ONCE // len(seeds))
+        for start in range(0, len(arms), size):
+            chosen = arms[start : start + size]
+            _, found = fit(family, chosen, seeds, rate, config, judged)
+            rows += tidy(experiment, family, chosen, seeds, found, rate=rate)
+    return pd.DataFrame(rows)
+
+
+def _grouped(own: list[Trial], key: Callable[[Trial], Any]) -> dict[Any, list[Trial]]:
+    groups: dict[Any, list[Trial]] = {}
+    for trial in own:
+        groups.setdefault(key(trial), []).append(trial)
+    return groups
+
+
+def _name(family: Family) -> str:
+    return f"{family.name} depth={family.depth} width={family.width}"

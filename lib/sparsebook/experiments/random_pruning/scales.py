@@ -17,7 +17,9 @@ class Config:
     seeds, few : of what carries the main claims, and of what is compared beside it
     tuning_seeds : of runs that serve for choosing learning rates alone
     live : the seed that is trained as the page is read
-    rates, mlp_rates : learning rates that every method may try: residual networks, perceptrons
+    rates, mlp_rates, plain_rates, digit_rates : learning rates that every arm may try: residual networks,
+        perceptrons on patches, the same without normalisation, the perceptron on digits; where there is one
+        rate, all take it and nothing is tuned
     digit_* : the perceptron on digits: width, sparsities, epochs, batch
     mlp_* : the perceptrons on patches: widths, sparsities of ER, epochs, batch
     patches : how many to train and to test on, and (third, else 16) their side
@@ -36,10 +38,12 @@ class Config:
     cifar: str | None = None
     seeds: tuple[int, ...] = tuple(range(20))
     few: tuple[int, ...] = tuple(range(10))
-    tuning_seeds: tuple[int, ...] = (1000, 1001)
+    tuning_seeds: tuple[int, ...] = (1000, 1001, 1002)
     live: int = 50
-    rates: tuple[float, ...] = (0.03, 0.1, 0.3)
-    mlp_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
+    rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    mlp_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    plain_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+    digit_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     digit_width: int = 64
     digit_sparsities: tuple[float, ...] = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
     digit_epochs: int = 30
@@ -52,7 +56,7 @@ class Config:
     depths: tuple[int, ...] = (8, 14, 20)
     width: int = 8
     stem_stride: int = 2
-    resnet_epochs: int = 8
+    resnet_epochs: int = 15
     resnet_batch: int = 64
     narrow: tuple[int, ...] = (3, 4, 5, 6)
     attacked: int = 500
@@ -86,6 +90,20 @@ class Config:
             wanted="the folder cifar-10-batches-bin of CIFAR-10's binary version",
         )  # fmt: skip
 
+    @property
+    def middle(self) -> int:
+        """The width of the perceptron that stands for all where one has to."""
+        return self.mlp_widths[2]
+
+    def rates_of(self, family: str) -> tuple[float, ...]:
+        """The learning rates from which networks of this kind may choose."""
+        return {
+            "resnet": self.rates,
+            "patches": self.mlp_rates,
+            "plain": self.plain_rates,
+            "digits": self.digit_rates,
+        }[family]
+
     def record(self) -> dict[str, Any]:
         """What a recorded table keeps of the configuration."""
         plain = asdict(self)
@@ -103,7 +121,9 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "few": tuple(range(8)),
         "tuning_seeds": (1000,),
         "rates": (0.1,),
-        "mlp_rates": (0.03,),
+        "mlp_rates": (0.1,),
+        "plain_rates": (0.03, 0.1),
+        "digit_rates": (0.1,),
         "digit_width": 32,
         "digit_sparsities": (0.3, 0.9, 0.95),
         "digit_epochs": 2,
@@ -119,7 +139,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
         "norm_batches": 2,
         "layer": 256,
         "layer_batch": 32,
-        "layer_sparsities": (0.5, 0.9, 0.98),
+        "layer_sparsities": (0.9, 0.98),
         "repeats": 3,
         "processes": 5,
     },

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from sparsebook.experiments.random_pruning.inputs import (
     TEST,
+    TUNING,
     Inputs,
     cifar_inputs,
     digit_inputs,
@@ -46,7 +47,7 @@ class Family:
 
     Attributes
     ----------
-    name : "digits", "patches" (perceptrons) or "resnet"
+    name : "digits" and "patches" (perceptrons), "plain" (perceptrons without normalisation) or "resnet"
     depth, width : of the network; perceptrons have one depth
     """
 
@@ -60,17 +61,19 @@ class Family:
         if self.name == "resnet":
             channels = inputs.x.shape[1]
             return CifarResNet(self.depth, width, inputs.n_classes, channels, config.stem_stride)
-        sizes = (inputs.x.shape[1], width, width, width, inputs.n_classes)
         layers: list[nn.Module] = []
-        for place in range(4):
-            layers += [nn.Linear(sizes[place], sizes[place + 1]), nn.ReLU()]
-        return nn.Sequential(*layers[:-1])
+        for n in (inputs.x.shape[1], width, width):
+            if self.name == "plain":
+                layers += [nn.Linear(n, width), nn.ReLU()]
+            else:
+                layers += [nn.Linear(n, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(width, inputs.n_classes))
 
     def inputs(self, config: Config, judged: int = TEST) -> Inputs:
         """What the family is trained on; digits are split anew by every seed, whatever is judged."""
         if self.name == "digits":
             return digit_inputs()
-        if self.name == "patches":
+        if self.name in ("patches", "plain"):
             return patch_inputs(*config.patches, judged=judged).flat()
         if config.cifar is not None:
             return cifar_inputs(config.cifar, judged=judged)
@@ -80,7 +83,7 @@ class Family:
         """How it is trained."""
         if self.name == "digits":
             return SGDOptions(config.digit_epochs, config.digit_batch, rate)
-        if self.name == "patches":
+        if self.name in ("patches", "plain"):
             return SGDOptions(config.mlp_epochs, config.mlp_batch, rate)
         return SGDOptions(config.resnet_epochs, config.resnet_batch, rate)
 
@@ -92,7 +95,8 @@ class Arm:
     Attributes
     ----------
     method : "dense", "small_dense" (as many weights as the sparse one would have), "narrow" (dense, of the
-        family's width), a ratio, or "own_" and a score: its own positions
+        family's width), a ratio, the same and "_scaled" (initialisation scaled to the density), or "own_"
+        and a score: its own positions
     sparsity : share of the weights that is pruned
     """
 
@@ -171,8 +175,9 @@ def pruned(
     if arm.method.startswith("own_"):
         masks = own_positions(model, 1 - arm.sparsity, arm.method.removeprefix("own_"), x, y)
         return _not_empty(masks)
-    densities = ratio_densities(model, 1 - arm.sparsity, arm.method, x, y, seed=seed, rounds=rounds)
-    return prune_at_random(model, densities, seed)
+    ratio = arm.method.removesuffix("_scaled")
+    densities = ratio_densities(model, 1 - arm.sparsity, ratio, x, y, seed=seed, rounds=rounds)
+    return prune_at_random(model, densities, seed, rescale=ratio != arm.method)
 
 
 def _not_empty(masks: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -220,7 +225,7 @@ def fit(
     config: Config,
     judged: int = TEST,
 ) -> tuple[Trained, Measured]:
-    """Build, train and measure; the values lie arm by arm."""
+    """Build, train and measure; the values lie arm by arm. For tuning only the accuracy is measured."""
     inputs = family.inputs(config, judged)
     trained = build(family, arms, seeds, config, inputs)
     train, test = inputs.rows(trained.seeds)
@@ -229,6 +234,9 @@ def fit(
     train_stacked(
         trained.stack, x, y, train, family.options(config, rate), trained.seeds, trained.masks, augment=moved
     )
+    if judged == TUNING:
+        hits = trust.accuracy(answers(trained.stack, x[test.to(config.device)]), y[test.to(config.device)])
+        return trained, {"accuracy": (100 * hits.cpu(), "points")}
     return trained, measure(trained, inputs, test, config)
 
 

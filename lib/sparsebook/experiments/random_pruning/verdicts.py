@@ -1,14 +1,14 @@
 """From tables to the samples that the claims ask for; and the same samples from a sabotaged twin."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sparsebook.claims import Ledger, Samples
-from sparsebook.experiments.random_pruning import runs
+from sparsebook.experiments.random_pruning import runs, training
 from sparsebook.experiments.random_pruning.scales import Config
 from sparsebook.experiments.random_pruning.timing import run_timing
 from sparsebook.models.cifar_resnet import CifarResNet
@@ -17,7 +17,7 @@ from sparsebook.networks.densities import layerwise_density
 from sparsebook.networks.masks import prunable
 
 FINGERPRINT = "sparsebook.experiments.random_pruning.runs:fingerprint"
-RECORDED = ("tuning", "depths", "widths", "ratios", "digits", "timing")
+RECORDED = ("tuning", "depths", "widths", "starts", "ratios", "digits", "timing")
 Tables = dict[str, pd.DataFrame]
 
 LABELS = {
@@ -27,6 +27,7 @@ LABELS = {
     "uniform": "uniform",
     "uniform_plus": "uniform+",
     "er": "ER",
+    "er_scaled": "ER, scaled start",
     "erk": "ERK",
     "erk_plus": "ERK+",
     "snip": "SNIP's ratio",
@@ -48,17 +49,11 @@ def tables(config: Config) -> Tables:
 def measured(config: Config, names: Sequence[str], kept: Tables | None = None) -> Tables:
     """The tables asked for, and the tuning that they rest on unless it is `kept`."""
     found: Tables = dict(kept or {})
-    rests: dict[str, Callable[[Config, pd.DataFrame], pd.DataFrame]] = {
-        "depths": runs.run_depths,
-        "widths": runs.run_widths,
-        "ratios": runs.run_ratios,
-        "digits": runs.run_digits,
-    }
     if "tuning" not in found and set(names) - {"timing"}:
         found["tuning"] = runs.run_tuning(config)
     for name in names:
-        if name in rests:
-            found[name] = rests[name](config, found["tuning"])
+        if name not in ("tuning", "timing"):
+            found[name] = runs.run_trials(config, found["tuning"], name)
     if "timing" in names:
         found["timing"] = run_timing(config)
     return found
@@ -98,6 +93,7 @@ def claim_samples(found: Tables, config: Config, *, sabotaged: bool = False) -> 
     return (
         depth_samples(found["depths"], config, sabotaged)
         | width_samples(found["widths"], config, sabotaged)
+        | start_samples(found, config, sabotaged)
         | ratio_samples(found, config, sabotaged)
         | digit_samples(found["digits"], config, sabotaged)
         | trust_samples(found, config, sabotaged)
@@ -142,7 +138,7 @@ def depth_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) 
 
 def width_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) -> dict[str, Samples]:
     """Perceptrons on patches: gaps over width, equal numbers of weights, SNIP's positions."""
-    narrow, wide, middle = config.mlp_widths[0], config.mlp_widths[-1], config.mlp_widths[2]
+    narrow, wide, middle = config.mlp_widths[0], config.mlp_widths[-1], config.middle
     gaps = {w: gap(table, "er", 0.9, sabotaged and w == wide, width=w) for w in config.mlp_widths}
     half = gap(table, "er", 0.5, width=narrow)
     sparse = values(table, "er", _accuracy(sabotaged), sparsity=0.9, width=wide)
@@ -159,6 +155,21 @@ def width_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) 
         "C6c": Samples(first - norms[wide].abs(), unit="log ratio"),
         "H5": _points(sparse - values(table, "small_dense", width=wide)),
         "H7": _points(own - values(table, "snip", width=middle)),
+    }
+
+
+def start_samples(found: Tables, config: Config, sabotaged: bool = False) -> dict[str, Samples]:
+    """Initialisation scaled to the density, without and with normalisation."""
+    where: dict[str, Any] = {"sparsity": 0.9, "width": config.middle}
+    starts = found["starts"]
+
+    def scaled(family: str) -> pd.Series:
+        return values(starts[starts.family == family], "er_scaled", _accuracy(sabotaged), **where)
+
+    plain = values(starts[starts.family == "plain"], "er", **where)
+    return {
+        "H11": _points(scaled("plain") - plain),
+        "H12": _points(scaled("patches") - values(found["widths"], "er", **where)),
     }
 
 
@@ -332,7 +343,7 @@ def agreement(live: pd.DataFrame, found: Tables, config: Config) -> pd.DataFrame
     rows: dict[str, dict[str, str]] = {}
     for method, sparsity in (("dense", 0.0), ("er", 0.9)):
         for metric, name in metrics.items():
-            where = {"sparsity": sparsity, "width": config.mlp_widths[2]}
+            where = {"sparsity": sparsity, "width": config.middle}
             value = float(values(live, method, metric, **where).iloc[0])
             recorded = values(found["widths"], method, metric, **where).to_numpy()
             inside = bool(inside_prediction(value, recorded, 1 - 0.01 / 6))
@@ -340,20 +351,65 @@ def agreement(live: pd.DataFrame, found: Tables, config: Config) -> pd.DataFrame
     return pd.DataFrame(rows).T
 
 
-def tuning_table(found: Tables) -> pd.DataFrame:
-    """Mean accuracy of every method at every rate; the chosen one is starred."""
-    table = found["tuning"]
-    table = table[table.metric == "accuracy"]
+def tuning_table(found: Tables, config: Config) -> pd.DataFrame:
+    """Mean accuracy over the rates of one network of each kind, dense and at 90 %; the best is starred."""
+    shown = {
+        "digit MLP": ("digits", config.digit_width, 4, ("dense", "uniform", "er", "small_dense")),
+        "patch MLP": ("patches", config.middle, 4, ("dense", "uniform", "er", "small_dense")),
+        "patch MLP, plain": ("plain", config.middle, 4, ("dense", "er", "er_scaled")),
+        "ResNet": ("resnet", config.width, config.depths[0], ("dense", "uniform", "erk", "small_dense")),
+    }
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    names = {"digits": "digit MLP", "patches": "patch MLP", "resnet": "ResNet"}
-    for (family, method), own in table.groupby(["family", "method"], sort=False):
-        best = runs.best_rate(table, family, method)
-        rows[names[family], LABELS[method]] = {
-            f"rate {rate:g}": f"{value:.1f}{'*' if rate == best else ''}"
-            for rate, value in own.groupby("rate")["value"].mean().items()
-        }
+    for name, (family, width, depth, methods) in shown.items():
+        for method in methods if len(config.rates_of(family)) > 1 else ():
+            own = rates_tried(found["tuning"], family, width, depth, method)
+            rows[name, LABELS[method]] = {
+                f"rate {rate:g}": f"{value:.1f}{'*' if rate == own.idxmax() else ''}"
+                for rate, value in own.items()
+            }
     wide = pd.DataFrame.from_dict(rows, orient="index")
     return wide[sorted(wide.columns, key=lambda name: float(name.split()[1]))].fillna("")
+
+
+def rates_tried(tuning: pd.DataFrame, family: str, width: int, depth: int, method: str) -> pd.Series:
+    """Mean accuracy by rate, dense or at 90 % sparsity."""
+    own = tuning[(tuning.family == family) & (tuning.width == width) & (tuning.depth == depth)]
+    own = own[(own.method == method) & np.isclose(own.sparsity, 0.0 if method == "dense" else 0.9)]
+    return own.groupby("rate")["value"].mean()
+
+
+def at_the_edge(tuning: pd.DataFrame) -> tuple[int, int]:
+    """How many tuned arms did best at the lowest or highest rate that was tried; and how many there are."""
+    knobs = ["family", "width", "depth", "method", "sparsity"]
+    means = tuning.groupby([*knobs, "rate"])["value"].mean().reset_index()
+    best = means.loc[means.groupby(knobs)["value"].idxmax()].rate
+    ends = means.groupby(knobs)["rate"].agg(["min", "max"])
+    outer = (best.to_numpy() == ends["min"].to_numpy()) | (best.to_numpy() == ends["max"].to_numpy())
+    return int(outer.sum()), len(outer)
+
+
+def start_table(found: Tables, config: Config) -> pd.DataFrame:
+    """Accuracy and gradient norm at the start, scaled or not, with and without normalisation."""
+    starts = found["starts"]
+    plain, normalised = starts[starts.family == "plain"], starts[starts.family == "patches"]
+    arms = {
+        ("without normalisation", "dense"): (plain, "dense", 0.0),
+        ("without normalisation", "ER, 90 %"): (plain, "er", 0.9),
+        ("without normalisation", "ER, 90 %, scaled"): (plain, "er_scaled", 0.9),
+        ("with normalisation", "dense"): (found["widths"], "dense", 0.0),
+        ("with normalisation", "ER, 90 %"): (found["widths"], "er", 0.9),
+        ("with normalisation", "ER, 90 %, scaled"): (normalised, "er_scaled", 0.9),
+    }
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for name, (table, method, sparsity) in arms.items():
+        where: dict[str, Any] = {"sparsity": sparsity, "width": config.middle}
+        same = np.isclose(table.sparsity, sparsity) & np.isclose(table.width, config.middle)
+        rows[name] = {
+            "accuracy": f"{values(table, method, **where).mean():.1f}",
+            "gradient norm": f"{values(table, method, 'gradient_norm', **where).median():.1e}",
+            "rate": f"{table[same & (table.method == method)].rate.iloc[0]:g}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def ratio_table(found: Tables, config: Config) -> pd.DataFrame:
@@ -361,7 +417,7 @@ def ratio_table(found: Tables, config: Config) -> pd.DataFrame:
     table = all_shallow(found, config)
     dense = values(table, "dense", "macs").mean()
     rows: dict[str, dict[str, str]] = {}
-    for method in ("dense", "erk", *(m for m in LABELS if m not in ("dense", "erk", "narrow"))):
+    for method in ("dense", "erk", *(m for m in LABELS if m not in ("dense", "erk", "er_scaled", "narrow"))):
         own = table[(table.method == method) & (np.isclose(table.sparsity, 0.9) | (method == "dense"))]
         wide = own[own.seed.isin(config.few)].groupby("metric")["value"].mean()
         dead = f"{100 * wide.dead:.1f} %" if "dead" in wide else ""
@@ -372,19 +428,27 @@ def ratio_table(found: Tables, config: Config) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def trust_arms(found: Tables, config: Config) -> dict[str, tuple[pd.DataFrame, str, dict[str, Any]]]:
+    """Whose trust is compared: table, method and knobs of each network, deep ones first."""
+    shallow, deep = config.depths[0], config.depths[-1]
+    depths, ratios = found["depths"], found["ratios"]
+    return {
+        f"ResNet-{deep}, dense": (depths, "dense", {"depth": deep}),
+        f"ResNet-{deep}, ERK at 50 %": (depths, "erk", {"depth": deep, "sparsity": 0.5}),
+        f"ResNet-{deep}, ERK at 90 %": (depths, "erk", {"depth": deep, "sparsity": 0.9}),
+        f"ResNet-{shallow}, dense": (depths, "dense", {"depth": shallow}),
+        f"ResNet-{shallow}, ERK at 90 %": (depths, "erk", {"depth": shallow, "sparsity": 0.9}),
+        f"ResNet-{shallow}, dense, equal accuracy": (
+            ratios,
+            "narrow",
+            {"width": matched_width(found, config)},
+        ),
+        f"ResNet-{shallow}, dense, as many weights": (ratios, "small_dense", {"sparsity": 0.9}),
+    }
+
+
 def trust_table(found: Tables, config: Config) -> pd.DataFrame:
     """Every measure of trust, means over seeds: deep networks, and shallow ones at equal accuracy."""
-    shallow, deep = config.depths[0], config.depths[-1]
-    arms: dict[str, tuple[pd.DataFrame, str, dict[str, Any]]] = {
-        f"ResNet-{deep}, dense": (found["depths"], "dense", {"depth": deep}),
-        f"ResNet-{deep}, ERK at 50 %": (found["depths"], "erk", {"depth": deep, "sparsity": 0.5}),
-        f"ResNet-{deep}, ERK at 90 %": (found["depths"], "erk", {"depth": deep, "sparsity": 0.9}),
-        f"ResNet-{shallow}, dense": (found["depths"], "dense", {"depth": shallow}),
-        f"ResNet-{shallow}, ERK at 90 %": (found["depths"], "erk", {"depth": shallow, "sparsity": 0.9}),
-        f"ResNet-{shallow}, dense, equal accuracy": (
-            found["ratios"], "narrow", {"width": matched_width(found, config)},
-        ),
-    }  # fmt: skip
     metrics = {
         "accuracy": "accuracy", "nll": "likelihood, nats", "ece": "ECE", "ece_scaled": "ECE, scaled",
         "auroc": "AUROC", "fgsm_2": "FGSM 2/255", "fgsm_8": "FGSM 8/255",
@@ -394,7 +458,7 @@ def trust_table(found: Tables, config: Config) -> pd.DataFrame:
             title: _rounded(metric, float(values(table, method, metric, **where).mean()))
             for metric, title in metrics.items()
         }
-        for name, (table, method, where) in arms.items()
+        for name, (table, method, where) in trust_arms(found, config).items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -405,8 +469,8 @@ def _rounded(metric: str, value: float) -> str:
 
 def density_table(config: Config, density: float = 0.1) -> pd.DataFrame:
     """Densities of the layers of the shallowest residual network under the ratios of shapes."""
-    family = runs.families(config)["resnet"]
-    weights = prunable(family.make(family.inputs(config), config))
+    shallow = training.Family("resnet", config.width, config.depths[0])
+    weights = prunable(shallow.make(shallow.inputs(config), config))
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     found: dict[str, Any] = {"shape": {name: " x ".join(map(str, shape)) for name, shape in shapes.items()}}
     for method in ("uniform", "uniform_plus", "er", "erk", "erk_plus"):
@@ -439,6 +503,7 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
     for name in ("H9", "H10"):
         text[name] = f"{np.exp(np.log(samples[name]).mean()):.1f}"
     text["matched_width"] = str(matched_width(found, config))
+    text["n_edge"], text["n_tuned"] = map(str, at_the_edge(found["tuning"]))
     text["n_seeds"], text["n_few"] = str(depths.seed.nunique()), str(found["ratios"].seed.nunique())
     return text | _timing_answers(found["timing"], config)
 
