@@ -1,13 +1,32 @@
 """Every recorded table of the book is whole and still belongs to the code."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sparsebook import recorded
 from sparsebook.recorded import COLUMNS, read_record
 
 RECORDED = Path(__file__).parents[2] / "book" / "recorded"
 RECORDS = sorted(RECORDED.glob("*/*.json"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_fingerprint_once() -> Iterator[None]:
+    """Records of a chapter mostly share a fingerprint: it is computed once and compared with each."""
+    compute, known = recorded._fingerprint_values, {}
+
+    def remember(function: str, arguments: dict) -> list[float]:
+        key = function, json.dumps(arguments, sort_keys=True)
+        if key not in known:
+            known[key] = compute(function, arguments)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorded, "_fingerprint_values", remember)
+        yield
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}/{path.stem}")

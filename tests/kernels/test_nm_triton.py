@@ -1,8 +1,6 @@
 """The Triton products of N:M matrices against the reference: on a GPU, or through Triton's interpreter."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,21 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed (the extra `triton
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if GPU else "cpu"
-here = pytest.mark.skipif(not (GPU or INTERPRETED), reason="run by test_through_the_interpreter")
-
-
-@pytest.mark.skipif(GPU or INTERPRETED, reason="the kernels run in this very process")
-def test_through_the_interpreter() -> None:
-    """Triton must be told before it is imported: this file again, in a process of its own.
-
-    Without the run-time type checker: the interpreter rewrites kernels and cannot see through its wrappers.
-    """
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
-    command = [sys.executable, "-m", "pytest", *options, __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert "passed" in done.stdout
+here = pytest.mark.skipif(not (GPU or INTERPRETED), reason="run by test_triton.py")
 
 
 @here
