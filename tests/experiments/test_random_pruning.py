@@ -70,9 +70,18 @@ def test_every_arm_takes_its_own_best_rate():
 
     assert [best(64, 0.9), best(64, 0.5), best(32, 0.9)] == [0.3, 0.1, 1.0]
     assert verdicts.at_the_edge(table) == (2, 3)
-    assert verdicts.rates_tried(table, "patches", 64, 4, "er").idxmax() == 0.3
     alone = Config.at("full", rates=(0.1,))
     assert runs.best_rate(alone, table, training.Family("resnet", 8, 8), training.Arm("erk", 0.9)) == 0.1
+
+
+def test_of_two_finalists_the_better_one_is_taken():
+    """The third, which was lucky in its two runs, met nobody again."""
+    found = tried("patches", 64, "er", 0.9, {0.1: 60, 0.3: 59, 1.0: 61})
+    assert runs.finalists(pd.DataFrame(found)) == [1.0, 0.1]
+    found += tried("patches", 64, "er", 0.9, {0.1: 62, 0.3: 59})
+    assert runs.best_of(pd.DataFrame(found)) == 0.1
+    even = pd.DataFrame(tried("patches", 64, "er", 0.9, {1.0: 60, 0.1: 60}))
+    assert runs.finalists(even) == [0.1, 1.0]
 
 
 def test_all_that_is_compared_is_tuned(monkeypatch):
@@ -89,7 +98,8 @@ def test_all_that_is_compared_is_tuned(monkeypatch):
     used = {(family, arm) for own in runs.trials(config).values() for family, arm, _ in own}
     seen = {(family, arm, rate) for family, arm, _, rate, _ in asked}
     assert seen == {(family, arm, rate) for family, arm in used for rate in config.rates_of(family.name)}
-    assert len(asked) == len(seen)
+    assert len(asked) == len(seen) + 2 * len(used)
+    assert sum(seeds == config.final_seeds for _, _, seeds, _, _ in asked) == 2 * len(used)
     for _, _, seeds, _, judged in asked:
         assert judged == inputs.TUNING
         assert not set(seeds) & {*config.seeds, *config.few, config.live}

@@ -1,7 +1,7 @@
 """The experiments: each returns a tidy table (experiment, method, seed, metric, value, unit, its knobs)."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,28 +110,61 @@ def _resnet(config: Config, depth: int) -> Family:
 
 
 def run_tuning(config: Config) -> pd.DataFrame:
-    """Every arm of every network at every rate, on seeds (and patches) that serve for nothing else."""
+    """Every arm of every network at every rate, on seeds (and patches) that serve for nothing else.
+
+    The two rates that did best meet once more, on more seeds: curves are flat on top.
+    """
     arms = dict.fromkeys((family, arm) for own in trials(config).values() for family, arm, _ in own)
-    every = [Trial(family, arm, config.tuning_seeds) for family, arm in arms]
-    stages: Stages = {}
-    for family, own in _grouped(every, lambda trial: trial.family).items():
-        rates = config.rates_of(family.name)
-        for rate in rates if len(rates) > 1 else ():
-            stages[f"{_name(family)} {rate:g}"] = partial(_tune, config, own, rate)
-    return run(config, stages, "tuning")
+    tuned = {(family, arm): config.rates_of(family.name) for family, arm in arms}
+    tuned = {each: rates for each, rates in tuned.items() if len(rates) > 1}
+    first = run(config, _tuning(config, tuned, config.tuning_seeds, ""), "tuning")
+    if not config.final_seeds:
+        return first
+    best = {each: finalists(rows_of(first, *each)) for each in tuned}
+    final = run(config, _tuning(config, best, config.final_seeds, " again"), "tuning")
+    return pd.concat([first, final], ignore_index=True)
+
+
+def _tuning(
+    config: Config, tried: Mapping[tuple[Family, Arm], Sequence[float]], seeds: Sequence[int], suffix: str
+) -> Stages:
+    """One stage for every network and rate."""
+    stages: dict[str, list[Trial]] = {}
+    rate_of: dict[str, float] = {}
+    for (family, arm), rates in tried.items():
+        for rate in rates:
+            name = f"{_name(family)} {rate:g}{suffix}"
+            rate_of[name] = rate
+            stages.setdefault(name, []).append(Trial(family, arm, seeds))
+    return {name: partial(_tune, config, own, rate_of[name]) for name, own in stages.items()}
 
 
 def _tune(config: Config, own: list[Trial], rate: float) -> pd.DataFrame:
     return _trained(config, "tuning", own, lambda *_: rate, TUNING)
 
 
-def best_rate(config: Config, tuning: pd.DataFrame, family: Family, arm: Arm) -> float:
-    """The rate of the highest mean accuracy; the lowest of equals."""
-    if len(rates := config.rates_of(family.name)) == 1:
-        return rates[0]
+def rows_of(tuning: pd.DataFrame, family: Family, arm: Arm) -> pd.DataFrame:
+    """What was tried for an arm of a network."""
     own = tuning[(tuning.family == family.name) & (tuning.width == family.width)]
-    own = own[(own.depth == family.depth) & (own.method == arm.method) & (own.sparsity == arm.sparsity)]
-    return float(own.groupby("rate")["value"].mean().idxmax())
+    return own[(own.depth == family.depth) & (own.method == arm.method) & (own.sparsity == arm.sparsity)]
+
+
+def finalists(own: pd.DataFrame, n: int = 2) -> list[float]:
+    """The rates of the highest mean accuracy, the lower of equals first."""
+    means = own.groupby("rate")["value"].mean().sort_index()
+    return [float(rate) for rate in means.sort_values(ascending=False, kind="stable").index[:n]]
+
+
+def best_of(own: pd.DataFrame) -> float:
+    """The best of the rates that were tried most often: with finals, the better finalist."""
+    runs = own.groupby("rate")["value"].transform("size")
+    return finalists(own[runs == runs.max()], 1)[0]
+
+
+def best_rate(config: Config, tuning: pd.DataFrame, family: Family, arm: Arm) -> float:
+    """The rate at which an arm is trained."""
+    rates = config.rates_of(family.name)
+    return rates[0] if len(rates) == 1 else best_of(rows_of(tuning, family, arm))
 
 
 # Training ------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ class Config:
     ----------
     cifar : folder with CIFAR-10 in its binary version, in place of the patches for the residual networks
     seeds, few : of what carries the main claims, and of what is compared beside it
-    tuning_seeds : of runs that serve for choosing learning rates alone
+    tuning_seeds, final_seeds : of runs that serve for choosing learning rates alone: all rates, and once
+        more the two that did best
     live : the seed that is trained as the page is read
     rates, mlp_rates, plain_rates, digit_rates : learning rates that every arm may try: residual networks,
         perceptrons on patches, the same without normalisation, the perceptron on digits; where there is one
@@ -39,6 +40,7 @@ class Config:
     seeds: tuple[int, ...] = tuple(range(20))
     few: tuple[int, ...] = tuple(range(10))
     tuning_seeds: tuple[int, ...] = (1000, 1001, 1002)
+    final_seeds: tuple[int, ...] = (1003, 1004, 1005, 1006, 1007)
     live: int = 50
     rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     mlp_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -120,6 +122,7 @@ _PRESETS: dict[str, Mapping[str, Any]] = {
     "smoke": {
         "few": tuple(range(8)),
         "tuning_seeds": (1000,),
+        "final_seeds": (),
         "rates": (0.1,),
         "mlp_rates": (0.1,),
         "plain_rates": (0.03, 0.1),

@@ -362,30 +362,21 @@ def tuning_table(found: Tables, config: Config) -> pd.DataFrame:
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for name, (family, width, depth, methods) in shown.items():
         for method in methods if len(config.rates_of(family)) > 1 else ():
-            own = rates_tried(found["tuning"], family, width, depth, method)
+            arm = training.Arm(method, 0.0 if method == "dense" else 0.9)
+            own = runs.rows_of(found["tuning"], training.Family(family, width, depth), arm)
             rows[name, LABELS[method]] = {
-                f"rate {rate:g}": f"{value:.1f}{'*' if rate == own.idxmax() else ''}"
-                for rate, value in own.items()
+                f"rate {rate:g}": f"{value:.1f}{'*' if rate == runs.best_of(own) else ''}"
+                for rate, value in own.groupby("rate")["value"].mean().items()
             }
     wide = pd.DataFrame.from_dict(rows, orient="index")
     return wide[sorted(wide.columns, key=lambda name: float(name.split()[1]))].fillna("")
 
 
-def rates_tried(tuning: pd.DataFrame, family: str, width: int, depth: int, method: str) -> pd.Series:
-    """Mean accuracy by rate, dense or at 90 % sparsity."""
-    own = tuning[(tuning.family == family) & (tuning.width == width) & (tuning.depth == depth)]
-    own = own[(own.method == method) & np.isclose(own.sparsity, 0.0 if method == "dense" else 0.9)]
-    return own.groupby("rate")["value"].mean()
-
-
 def at_the_edge(tuning: pd.DataFrame) -> tuple[int, int]:
     """How many tuned arms did best at the lowest or highest rate that was tried; and how many there are."""
-    knobs = ["family", "width", "depth", "method", "sparsity"]
-    means = tuning.groupby([*knobs, "rate"])["value"].mean().reset_index()
-    best = means.loc[means.groupby(knobs)["value"].idxmax()].rate
-    ends = means.groupby(knobs)["rate"].agg(["min", "max"])
-    outer = (best.to_numpy() == ends["min"].to_numpy()) | (best.to_numpy() == ends["max"].to_numpy())
-    return int(outer.sum()), len(outer)
+    arms = tuning.groupby(["family", "width", "depth", "method", "sparsity"])
+    outer = [runs.best_of(own) in (own.rate.min(), own.rate.max()) for _, own in arms]
+    return sum(outer), len(outer)
 
 
 def start_table(found: Tables, config: Config) -> pd.DataFrame:
