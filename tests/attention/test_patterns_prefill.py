@@ -156,6 +156,7 @@ def covering(shares: list[float], target: float) -> int:
 # Equality with the definitions ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_vertical_slash_is_its_definition(length: int, kv_heads: int) -> None:

@@ -29,6 +29,7 @@ def each_fingerprint_once() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_record_is_whole_and_not_stale(path: Path) -> None:
     record = read_record(path)

@@ -59,6 +59,7 @@ def sabotage(module: ModuleType) -> dict[str, Samples]:
     return module.sabotage_samples(module.config(scale="smoke"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.name.removesuffix(".claims.yml"))
 def test_sabotage_breaks_every_claim(path: Path) -> None:
     declaration = load_claims(path)

@@ -80,6 +80,7 @@ def test_a_wrong_kernel_is_noticed(monkeypatch):
     assert table.loc["columns", "agrees"].all()
 
 
+@pytest.mark.slow
 def test_tables_are_tidy_and_ratios_are_to_the_ideal(found):
     from sparsebook.recorded import COLUMNS
 

@@ -22,6 +22,7 @@ def smoke():
 # Claims --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_testable_claim_gets_samples(smoke):
     config, found = smoke
     declared = load_claims(find_claims("group_bias_adaptation"))

@@ -162,6 +162,7 @@ def test_rivals_are_read_at_the_latents_that_pursuit_uses():
         verdicts.values(table, "mp", "r2")
 
 
+@pytest.mark.slow
 def test_shares_are_counted_over_all_runs_and_differences_over_paired_ones(found):
     samples = experiment.claim_samples(found, SMOKE)
     seeds, more = SMOKE.seeds, SMOKE.seeds + SMOKE.further_seeds

@@ -148,6 +148,7 @@ def test_brute_force_knows_the_constraints():
 # Tables and claims ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_testable_claim_gets_samples(smoke):
     config, found = smoke
     declared = load_claims(find_claims("mutual_choice_sae"))

@@ -44,6 +44,7 @@ def test_an_unknown_scale() -> None:
         Config.at("huge")
 
 
+@pytest.mark.slow
 def test_tables_are_tidy_and_complete(found: dict[str, pd.DataFrame], config: Config) -> None:
     for name, table in found.items():
         assert tuple(table.columns[: len(recorded.COLUMNS)]) == recorded.COLUMNS

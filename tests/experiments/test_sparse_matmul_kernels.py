@@ -74,6 +74,7 @@ def test_rates_are_positive_and_reads_begin_with_a_line() -> None:
     assert rates._filled(100).ctypes.data % 64 == 0
 
 
+@pytest.mark.slow
 def test_tables_are_tidy(found) -> None:
     from sparsebook.recorded import COLUMNS
 

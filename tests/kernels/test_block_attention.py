@@ -665,6 +665,7 @@ def test_other_arguments_that_do_not_fit() -> None:
         unchecked(block_sparse_attention)(q, k, v, index)
 
 
+@pytest.mark.slow
 def test_a_processor_without_wide_vectors(tmp_path: Path) -> None:
     """The code that other machines compile: nothing beyond what every 64-bit processor has."""
     script = (

@@ -62,6 +62,7 @@ def torch_threads(request, monkeypatch):
 # Results -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000), lines=st.integers(0, 12), columns=st.integers(1, 40),

@@ -81,6 +81,7 @@ def recall(found: torch.Tensor, truth: np.ndarray) -> float:
 # Exact when nothing is left out ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_equals_exact_search_when_nothing_is_pruned_cut_or_skipped(collection, queries):
     documents = scipy_csr(collection.documents)
     whole = SeismicIndex.build(collection.documents, n_postings=3000, max_fraction=3e3, summary_energy=1.0)
@@ -107,6 +108,7 @@ def test_third_error_vanishes_with_whole_float_summaries(collection, queries):
 # The compiled index against the reference ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_search_agrees_with_the_reference(variant, queries):
     built, _ = variant
     for cut, h in [(1, 1.0), (3, 1.0), (8, 0.8), (100, 0.0)]:
