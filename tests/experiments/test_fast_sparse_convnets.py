@@ -104,9 +104,38 @@ def test_every_order_gives_the_same_product(pixels):
 def test_multiply_adds_are_told_apart():
     lines = [
         "\tvfmadd231ps\t(%rax), %zmm0, %zmm1", "\tvfmadd213ss\t%xmm0, %xmm1, %xmm2",
-        "\tfmla\tv0.4s, v1.4s, v2.4s", "\tfmadd\ts0, s1, s2, s3", "\tvmulps\t%zmm0, %zmm1, %zmm2",
+        "\tvfnmadd231ps\t%ymm0, %ymm1, %ymm2", "\tvmulps\t%zmm0, %zmm1, %zmm2",
     ]  # fmt: skip
-    assert speed.count_multiply_adds(lines) == {"whole": 2, "single": 2}
+    assert speed.count_multiply_adds(lines, 16) == {"whole": 1, "less": 2}
+    assert speed.count_multiply_adds(lines, 8) == {"whole": 1, "less": 2}
+    arm = ["\tfmla\tv0.4s, v1.4s, v2.4s", "\tfmla\tv0.2s, v1.2s, v2.2s", "\tfmadd\ts0, s1, s2, s3"]
+    assert speed.count_multiply_adds(arm, 4) == {"whole": 1, "less": 2}
+
+
+def test_all_code_of_the_public_call_is_looked_at():
+    """Strips copied together and as they lie, without blocks and with blocks of 2 and 4."""
+    full = speed.compiled_jobs(Config.at("full", v1_shapes=((196, 512, 512), (49, 512, 64)), v2_shapes=()))
+    kinds = [name.partition(", ") for name in full]
+    assert {first for first, _, _ in kinds} == {"strips copied", "strips as they lie"}
+    assert {block for _, _, block in kinds} == {"", "blocks of 2", "blocks of 4"}
+    assert len({id(job) for job in full.values()}) == len(full)
+
+
+def test_the_worst_machine_code_counts(smoke):
+    _, found = smoke
+
+    def share(*counts):
+        rows = [
+            {"method": f"machine code, {i}", "metric": metric, "value": value}
+            for i, pair in enumerate(counts)
+            for metric, value in zip(("whole", "less"), pair, strict=True)
+        ]
+        checks = pd.concat([found["checks"], pd.DataFrame(rows)], ignore_index=True)
+        return verdicts.check_samples(found | {"checks": checks})["H3"].values[0]
+
+    assert share((10, 0), (20, 0)) == 1
+    assert share((10, 0), (15, 5)) == 0.75
+    assert share((10, 0), (0, 0)) == 0
 
 
 def test_what_runs_often_runs_often():

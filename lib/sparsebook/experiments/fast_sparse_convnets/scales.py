@@ -64,11 +64,11 @@ class Config:
     prunings: tuple[float, ...] = (0.8, 0.85, 0.9)
     pixels: int = 224
     images: int = 64
-    widths: tuple[float, ...] = (0.5, 1.0, 2.0)
-    sparse_widths: tuple[float, ...] = (1.0, 1.5)
+    widths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+    sparse_widths: tuple[float, ...] = (1.0, 1.5, 2.0)
     sparsity: float = 0.9
     block_width: float = 1.5
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)
     live: int = 50
     most_tested: int | None = None
     train_steps: int = 300

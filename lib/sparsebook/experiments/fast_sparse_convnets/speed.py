@@ -21,6 +21,7 @@ from sparsebook.experiments.fast_sparse_convnets.scales import Config, Shape
 from sparsebook.experiments.fast_sparse_convnets.training import Arm
 from sparsebook.kernels.selection.lanes import WIDTH
 from sparsebook.kernels.sparse_matmul import spmm_csr
+from sparsebook.kernels.sparse_matmul.cpu import Matrix
 from sparsebook.models.efficientnet import EfficientNetLite0
 from sparsebook.networks.fast_sparse_convnets import (
     DenseConv1x1,
@@ -337,28 +338,50 @@ def ready(arm: Arm, small: bool, way: str) -> nn.Module:
 # Machine code --------------------------------------------------------------------------------------------
 
 _LISTING = (
-    "import numpy as np; from sparsebook.kernels.sparse_matmul import cpu;"
-    "print(cpu._gather_job((0,), np.float32, np.int32)._library.get_asm_str())"
+    "from sparsebook.experiments.fast_sparse_convnets import scales, speed;"
+    "speed.print_machine_code(scales.Config.at('full'))"
 )
+_NEXT = "=== "
+_MULTIPLY_ADD = re.compile(r"\bvfn?m(add|sub)\d+[ps]s\b|\bfn?m(add|sub)\s+s\d|\bfml[as][.\s]")
+_WHOLE = {
+    16: re.compile(r"ps\b.*%zmm"), 8: re.compile(r"ps\b.*%ymm"), 4: re.compile(r"ps\b.*%xmm|\.4s\b"),
+}  # fmt: skip
+"""By the numbers in a register: what only instructions on whole ones have."""
 
 
-@cache
-def multiply_adds() -> dict[str, int]:
-    """Fused multiply-adds in the machine code of the sparse product: of registers, and of single numbers."""
+def compiled_jobs(config: Config) -> dict[str, Any]:
+    """Every piece of compiled code that the public call takes for the products that are timed, by name."""
+    found: dict[str, Any] = {}
+    wanted = [(sparsity, 1) for sparsity in config.sparsities]
+    wanted += [(config.sparsity, block) for block in (2, 4)]
+    for shape in dict.fromkeys((*config.v1_shapes, *config.v2_shapes)):
+        for sparsity, block in wanted:
+            lists = sparse_lists(pruned(shape, sparsity, block), block=block)
+            plan = Matrix(*lists, shape[2]).plan(shape[0], 1)
+            name = f"strips {'copied' if plan.tile else 'as they lie'}"
+            found[name + (f", blocks of {block}" if block > 1 else "")] = plan.job
+    return found
+
+
+def print_machine_code(config: Config) -> None:
+    """The assembly of these, each after a line with its name; only of code that no cache had."""
+    for name, job in compiled_jobs(config).items():
+        print(_NEXT + name)
+        print(job._library.get_asm_str())
+
+
+def multiply_adds() -> dict[str, dict[str, int]]:
+    """Fused multiply-adds in the machine code of the sparse product: of whole registers, and of less."""
     with tempfile.TemporaryDirectory() as folder:  # what comes from a cache has no assembly
         environment = os.environ | {"NUMBA_CACHE_DIR": folder}
         done = subprocess.run(
             [sys.executable, "-c", _LISTING], env=environment, capture_output=True, text=True, check=True
         )
-    return count_multiply_adds(done.stdout.splitlines())
+    parts = (part.partition("\n") for part in done.stdout.split(_NEXT)[1:])
+    return {name: count_multiply_adds(listing.splitlines()) for name, _, listing in parts}
 
 
-def count_multiply_adds(lines: Iterable[str]) -> dict[str, int]:
-    """The same for lines of assembly, of x86 or ARM."""
-    found = {"whole": 0, "single": 0}
-    for line in lines:
-        if re.search(r"\bvfn?m(add|sub)\d+ss\b|\bfn?m(add|sub)\s+s\d", line):
-            found["single"] += 1
-        elif re.search(r"\bvfn?m(add|sub)\d+ps\b|\bfml[as][.\s]", line):
-            found["whole"] += 1
-    return found
+def count_multiply_adds(lines: Iterable[str], width: int = WIDTH) -> dict[str, int]:
+    """The same for lines of assembly, of x86 or ARM, where a register holds so many numbers."""
+    found = [bool(_WHOLE[width].search(line)) for line in lines if _MULTIPLY_ADD.search(line)]
+    return {"whole": sum(found), "less": len(found) - sum(found)}

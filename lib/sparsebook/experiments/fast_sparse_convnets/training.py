@@ -1,7 +1,7 @@
 """Small MobileNets that tell which photograph a patch comes from: data, training, pruning, accuracy."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -86,6 +86,7 @@ def batch(
     return normalised(patches), labels
 
 
+@lru_cache(1)  # the networks of a seed are tested one after another
 def test_patches(seed: int) -> tuple[Float[Tensor, "n 1 side side"], Int[Tensor, " n"]]:
     """The corners of every tile that is kept for testing."""
     patches, labels = [], []

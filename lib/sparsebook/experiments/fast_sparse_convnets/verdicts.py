@@ -200,11 +200,13 @@ def accuracy_samples(found: Tables, config: Config, metric: str) -> dict[str, Sa
 def check_samples(found: Tables) -> dict[str, Samples]:
     """What is exact."""
     checks, table = found["checks"], found["accuracy"]
-    value = checks.set_index("metric")["value"]
+    values = checks.pivot(index="method", columns="metric", values="value")
     pruned = table[(table.metric == "same") & (table.sparsity > 0)]
-    fractions = {"H2": [value["difference"]], "H5": [pruned["value"].min()]}
-    if "whole" in value:
-        fractions["H3"] = [value["whole"] / (value["whole"] + value["single"])]
+    fractions = {"H2": [values["difference"].max()], "H5": [pruned["value"].min()]}
+    if "whole" in values:
+        jobs = values[values["whole"].notna()]
+        # Code without any multiply-add multiplies one number at a time, too.
+        fractions["H3"] = [(jobs["whole"] / (jobs["whole"] + jobs["less"])).fillna(0).min()]
     return {name: Samples(values, unit="fraction") for name, values in fractions.items()}
 
 
