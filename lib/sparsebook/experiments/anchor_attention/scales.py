@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCALES = ("smoke", "book", "full", "paper")
+from sparsebook.experiments.scales import at_scale
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,10 @@ class Config:
         ValueError
             For an unknown scale, or scale "paper" without a model.
         """
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-        if scale == "paper" and model is None:
-            raise ValueError(
-                "scale 'paper' needs model: a folder with a language model in Hugging Face's layout"
-            )
-        given = {"seed": seed, "threads": threads or 2, "model": model, "text": text}
-        given["device"] = _device(device) if scale == "paper" else "cpu"
-        return cls(scale=scale, **(given | dict(_PRESETS[scale]) | knobs))
+        return at_scale(
+            cls, _PRESETS, scale, {"text": text, **knobs}, seed=seed, threads=threads, device=device,
+            brought={"model": model}, wanted="a folder with a language model in Hugging Face's layout",
+        )  # fmt: skip
 
     @property
     def group_size(self) -> int:
@@ -128,14 +123,6 @@ class Config:
         plain = asdict(self)
         del plain["threads"], plain["model"], plain["text"]
         return plain
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def config(scale: str = "book") -> Config:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SCALES = ("smoke", "book", "full", "paper")
+from sparsebook.experiments.scales import at_scale
 
 SABOTAGES = ("", "untrained", "no residual", "four steps", "one k", "same arms", "labels", "given")
 """How the controls of the claims break the method; "" is honest."""
@@ -124,29 +124,17 @@ class Config:
         ValueError
             For an unknown scale, or scale "paper" without a store.
         """
-        if scale not in SCALES:
-            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-        if scale == "paper" and store is None:
-            raise ValueError(
-                "scale 'paper' needs store: a folder with one file of activations a model (see the chapter)"
-            )
-        given = {"seed": seed, "threads": threads or 2, "store": store, "embeddings": embeddings}
-        given["device"] = _device(device) if scale == "paper" else "cpu"
-        return cls(scale=scale, **(given | dict(_PRESETS[scale]) | knobs))
+        return at_scale(
+            cls, _PRESETS, scale, {"embeddings": embeddings, **knobs}, seed=seed, threads=threads,
+            device=device, brought={"store": store},
+            wanted="a folder with one file of activations a model (see the chapter)",
+        )  # fmt: skip
 
     def record(self) -> dict[str, Any]:
         """What a recorded table keeps of the configuration."""
         plain = asdict(self)
         del plain["threads"], plain["store"], plain["embeddings"], plain["device"]
         return plain
-
-
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def config(scale: str = "book") -> Config:
