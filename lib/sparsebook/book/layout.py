@@ -87,8 +87,9 @@ def read_yaml(path: Path) -> Any:
         import yaml
     except ImportError as error:
         raise ImportError("reading the book needs pyyaml: pip install 'sparsebook[book]'") from error
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was compiled
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 

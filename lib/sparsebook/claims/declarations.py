@@ -184,7 +184,9 @@ def _read_yaml(path: Path) -> Any:
     except ImportError as error:
         raise missing_package("pyyaml") from error
 
-    class Loader(yaml.SafeLoader):
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was compiled
+
+    class Loader(base):
         """A loader that refuses a key given twice; YAML would silently keep the last."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
