@@ -89,15 +89,20 @@ def tuning_split(split: Split, seed: int) -> Split:
 
 def madelon(seed: int, config: Config) -> Split:
     """Madelon's generator: 5 informative columns, 15 mixtures of them, else noise; 16 clusters a class."""
-    from sklearn.datasets import make_classification
-
     n_train, n_test, columns = config.madelon
-    x, labels = make_classification(
-        n_train + n_test, columns, n_informative=5, n_redundant=15, n_classes=2, n_clusters_per_class=16,
-        shuffle=False, random_state=seed,
-    )  # fmt: skip
+    x, labels = _generated(seed, n_train + n_test, columns)
     order = np.random.default_rng([seed, 1]).permutation(len(x))
     return _scaled(x, labels, order[:n_train], order[n_train:], "standard", np.arange(USEFUL))
+
+
+@lru_cache(8)  # every arm of a seed has the same
+def _generated(seed: int, samples: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import make_classification
+
+    return make_classification(
+        samples, columns, n_informative=5, n_redundant=15, n_classes=2, n_clusters_per_class=16,
+        shuffle=False, random_state=seed,
+    )  # fmt: skip
 
 
 def independent(seed: int, config: Config) -> Split:
