@@ -43,6 +43,15 @@ def test_equal_work_lies_on_a_line_over_the_logarithm():
     assert verdicts.at_equal_work(pd.DataFrame(table)).tolist() == pytest.approx([55, 60])
 
 
+def test_equal_weights_lie_on_a_line_too():
+    """Widths of 2 and 3 have too few weights and too many: the dense network is given what lies between."""
+    config = Config.at("smoke", narrow=(3,))
+    table = rows("erk", "weights", [200, 400, 200], sparsity=0.9)
+    table += rows("small_dense", "weights", [100] * 2) + rows("small_dense", "accuracy", [50, 60])
+    table += rows("narrow", "weights", [400] * 2, width=3) + rows("narrow", "accuracy", [70, 70], width=3)
+    assert verdicts.at_equal_weights(pd.DataFrame(table), config).tolist() == pytest.approx([60, 70])
+
+
 def test_rank_correlations():
     table = []
     for place, method in enumerate(runs.DIGIT_RATIOS):

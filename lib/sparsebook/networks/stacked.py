@@ -192,8 +192,9 @@ def _stacked(modules: list[nn.Module]) -> nn.Module:
         return _STACKED[kind](modules)
     if own := [name for name, _ in modules[0].named_parameters(recurse=False)]:
         raise ValueError(f"{kind.__name__} has parameters {own} of its own and cannot be stacked")
-    made = copy.deepcopy(modules[0])
-    for name, _ in list(made.named_children()):
+    made = copy.copy(modules[0])  # what it holds is replaced, so only itself is copied
+    made._modules = {}
+    for name, _ in modules[0].named_children():
         setattr(made, name, _stacked([module.get_submodule(name) for module in modules]))
     return made
 

@@ -84,7 +84,7 @@ def draw_sizes(found: Tables, config: Config) -> "Figure":
     """What random pruning costs, over width and over depth."""
     figure, (left, right) = _subplots(2, height=3.8)
     widths = found["widths"]
-    for sparsity, shade in zip((0.5, 0.8, 0.9, 0.95), (SKY, BLUE, PURPLE, VERMILLION), strict=True):
+    for sparsity, shade in zip(config.mlp_sparsities, (SKY, BLUE, PURPLE, VERMILLION), strict=False):
         samples = [gap(widths, "er", sparsity, width=w) for w in config.mlp_widths]
         style = {"color": shade, "marker": "o", "label": f"ER, {sparsity:.0%}"}
         _curve(left, config.mlp_widths, samples, **style)
@@ -92,9 +92,13 @@ def draw_sizes(found: Tables, config: Config) -> "Figure":
     _curve(left, config.mlp_widths, samples, color=ORANGE, marker="s", ls="--", label="uniform, 90%")
     left.set_xscale("log", base=2)
     left.set_xticks(config.mlp_widths, [str(w) for w in config.mlp_widths])
-    left.axhline(0, color=BLACK, lw=1)
+    left.set_yscale("symlog", linthresh=2, linscale=1.5)
+    left.set_yticks((-2, -1, 0, 1, 2, 5, 10, 20), ("-2", "-1", "0", "1", "2", "5", "10", "20"))
     left.set(xlabel="width", ylabel="dense less sparse, points", title="Perceptrons")
     left.legend(fontsize=8)
+    for axes in (left, right):
+        axes.axhline(0, color=BLACK, lw=1)
+        axes.axhspan(-1, 1, color=BLACK, alpha=0.08, lw=0)  # what counts as no difference
     depths = found["depths"]
     samples = [gap(depths, "erk", 0.9, depth=d) for d in config.depths]
     _curve(right, config.depths, samples, color=BLUE, marker="o", label="ERK, 90%, patches")
@@ -103,7 +107,6 @@ def draw_sizes(found: Tables, config: Config) -> "Figure":
         right, ends, [gap(depths, "erk", 0.5, depth=d) for d in ends], color=SKY, marker="o", label="ERK, 50%"
     )
     right.plot(PAPER_DEPTHS, PAPER_GAPS, "*--", color=PURPLE, ms=9, label="ERK, 90%, paper (CIFAR-10)")
-    right.axhline(0, color=BLACK, lw=1)
     right.set_xscale("log", base=2)
     every = sorted({*config.depths, 32, 56, 110})
     right.set_xticks(every, [str(d) for d in every])

@@ -16,8 +16,6 @@ from sparsebook.networks.random_pruning import RATIOS
 Stages = dict[str, Callable[[], pd.DataFrame]]
 RateOf = Callable[[Family, Arm], float]
 DIGIT_RATIOS = ("uniform", "er", "snip", "grasp", "synflow")
-AT_ONCE = 60
-"""Networks in one stack at most."""
 
 
 class Trial(NamedTuple):
@@ -204,7 +202,7 @@ def _trained(
 
     rows = []
     for (family, _, seeds, rate), alikes in _grouped(own, alike).items():
-        arms, size = [trial.arm for trial in alikes], max(1, AT_ONCE // len(seeds))
+        arms, size = [trial.arm for trial in alikes], max(1, config.at_once // len(seeds))
         for start in range(0, len(arms), size):
             chosen = arms[start : start + size]
             _, found = fit(family, chosen, seeds, rate, config, judged)

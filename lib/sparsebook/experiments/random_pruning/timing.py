@@ -12,6 +12,7 @@ from sparsebook.evaluation.timing import compare, in_processes, paired_median_ra
 from sparsebook.experiments.random_pruning.scales import Config
 from sparsebook.kernels.sparse_matmul import sddmm, spmm, spmm_t
 from sparsebook.networks.masks import random_mask
+from sparsebook.recorded import COLUMNS
 
 Call = Callable[[], object]
 TARGET = "sparsebook.experiments.random_pruning.timing:steps_once"
@@ -26,8 +27,8 @@ def run_timing(config: Config) -> pd.DataFrame:
         runs = [steps_once(**arguments) for _ in range(config.processes)]
     else:
         runs = in_processes(TARGET, arguments, config.processes, threads=config.threads)
-    rows = [row | {"seed": process} for process, found in enumerate(runs) for row in found]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame([row | {"seed": process} for process, found in enumerate(runs) for row in found])
+    return table[[*COLUMNS, *(name for name in table if name not in COLUMNS)]]
 
 
 def steps_once(cases: list[tuple[int, int, float]], repeats: int) -> list[dict[str, Any]]:

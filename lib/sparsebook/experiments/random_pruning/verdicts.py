@@ -18,11 +18,13 @@ from sparsebook.networks.masks import prunable
 
 FINGERPRINT = "sparsebook.experiments.random_pruning.runs:fingerprint"
 RECORDED = ("tuning", "depths", "widths", "starts", "ratios", "digits", "timing")
+TWINS = ("accuracy_redrawn", "nll_ten", "ece_ten", "ece_scaled_ten", "auroc_certain", "fgsm_128")
+"""Metrics of sabotaged networks: controls measure them afresh, so the recorded tables are without them."""
 Tables = dict[str, pd.DataFrame]
 
 LABELS = {
     "dense": "dense",
-    "small_dense": "dense, as many weights",
+    "small_dense": "dense, small",
     "narrow": "dense, narrow",
     "uniform": "uniform",
     "uniform_plus": "uniform+",
@@ -66,7 +68,7 @@ def record(config: Config, only: Sequence[str] = RECORDED) -> None:
     found = _kept(config)
     for name in only:
         found |= measured(config, (name,), found)
-        table = found[name]
+        table = found[name][~found[name].metric.isin(TWINS)]
         save(
             "random_pruning", name, table, parameters=config.record(),
             seeds=sorted({int(seed) for seed in table.seed}), fingerprint_function=FINGERPRINT, rtol=1e-3,
@@ -129,8 +131,9 @@ def depth_samples(table: pd.DataFrame, config: Config, sabotaged: bool = False) 
     shallow, *_, deep = config.depths
     gaps = {d: gap(table, "erk", 0.9, sabotaged and d == deep, depth=d) for d in config.depths}
     every = pd.concat(gaps.values(), axis=1).dropna()
+    first, last = (gap(table, "erk", 0.9, depth=d) for d in (shallow, deep)[:: -1 if sabotaged else 1])
     return {
-        "C1a": _points((gaps[shallow] - gaps[deep]).dropna()),
+        "C1a": _points((first - last).dropna()),
         "C1b": _points(every),
         "C2a": _points(gap(table, "erk", 0.5, sabotaged, depth=deep)),
     }
@@ -201,7 +204,7 @@ def ratio_samples(found: Tables, config: Config, sabotaged: bool = False) -> dic
         "C3b": _points((best("erk") - values(table, "uniform_plus")).dropna()),
         "C3c": _points(best("snip") - uniform),
         "C3g": _points((lead - later).dropna()),
-        "H4": _points((best("erk") - values(table, "small_dense")).dropna()),
+        "H4": _points((best("erk") - at_equal_weights(table, config)).dropna()),
         "H6": _points((best("erk") - at_equal_work(table)).dropna()),
         "H8": Samples([macs_of_erk()], unit="fraction"),
     }
@@ -223,6 +226,22 @@ def at_equal_work(table: pd.DataFrame) -> pd.Series:
         x, y = [np.log(macs[s][seed]) for s in macs], [uniform[s][seed] for s in uniform]
         out[seed] = float(np.interp(np.log(work[seed]), x, y))
     return pd.Series(out)
+
+
+def at_equal_weights(table: pd.DataFrame, config: Config) -> pd.Series:
+    """The dense network's accuracy where it has as many weights as ERK at 90 % sparsity, by seed.
+
+    Widths are whole numbers: a straight line over the logarithm of the weights joins those around.
+    """
+    arms: list[tuple[str, dict[str, Any]]] = [("small_dense", {})]
+    arms += [("narrow", {"width": width}) for width in config.narrow]
+    arms.sort(key=lambda arm: values(table, arm[0], "weights", **arm[1]).mean())
+    weights = pd.concat([values(table, method, "weights", **where) for method, where in arms], axis=1)
+    accuracy = pd.concat([values(table, method, **where) for method, where in arms], axis=1)
+    wanted = values(table, "erk", "weights", sparsity=0.9).reindex(weights.index)
+    rows = zip(weights.to_numpy(), accuracy.to_numpy(), wanted, strict=True)
+    found = [np.interp(np.log(n), np.log(x), y) for x, y, n in rows]
+    return pd.Series(found, index=weights.index)
 
 
 def macs_of_erk(density: float = 0.1) -> float:
@@ -434,7 +453,7 @@ def trust_arms(found: Tables, config: Config) -> dict[str, tuple[pd.DataFrame, s
             "narrow",
             {"width": matched_width(found, config)},
         ),
-        f"ResNet-{shallow}, dense, as many weights": (ratios, "small_dense", {"sparsity": 0.9}),
+        f"ResNet-{shallow}, dense, small": (ratios, "small_dense", {"sparsity": 0.9}),
     }
 
 
@@ -479,13 +498,13 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
             text[name] = f"{own.mean():+.3f}" if abs(own.mean()) < 0.1 else f"{own.mean():+.2f}"
     depths, widths, digits = found["depths"], found["widths"], found["digits"]
     for depth, name in zip(config.depths, ("shallow", "middle", "deep"), strict=False):
-        text[f"gap_{name}"] = f"{gap(depths, 'erk', 0.9, depth=depth).mean():.1f}"
+        text[f"gap_{name}"] = _tenths(gap(depths, "erk", 0.9, depth=depth).mean())
         text[f"dense_{name}"] = f"{values(depths, 'dense', depth=depth).mean():.1f}"
         text[f"depth_{name}"] = str(depth)
     for place, width in enumerate(config.mlp_widths):
         for sparsity in (0.5, 0.8, 0.9):
             mean = gap(widths, "er", sparsity, width=width).mean()
-            text[f"gap_{100 * sparsity:.0f}_{place}"] = f"{mean:.1f}"
+            text[f"gap_{100 * sparsity:.0f}_{place}"] = _tenths(mean)
         text[f"mlp_{place}"] = f"{values(widths, 'dense', width=width).mean():.1f}"
     text["digits_dense"] = f"{values(digits, 'dense').mean():.1f}"
     for method in (*runs.DIGIT_RATIOS, "small_dense"):
@@ -497,6 +516,11 @@ def answers(found: Tables, config: Config) -> dict[str, str]:
     text["n_edge"], text["n_tuned"] = map(str, at_the_edge(found["tuning"]))
     text["n_seeds"], text["n_few"] = str(depths.seed.nunique()), str(found["ratios"].seed.nunique())
     return text | _timing_answers(found["timing"], config)
+
+
+def _tenths(value: float) -> str:
+    """With one decimal, and without a sign before nothing."""
+    return f"{round(value, 1) + 0.0:.1f}"
 
 
 def _timing_answers(table: pd.DataFrame, config: Config) -> dict[str, str]:
