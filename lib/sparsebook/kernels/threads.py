@@ -7,7 +7,7 @@ thirty, longer than many a small layer. Elsewhere (macOS, Windows) it runs in a 
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any, no_type_check
@@ -26,7 +26,21 @@ JOB = types.void(types.CPointer(types.int64))
 
 def thread_count(work: int, least: int) -> int:
     """How many of torch's threads to use when each should get at least `least` of `work` units."""
+    # Not Numba's count as well: asking for it starts its threading layer, which resets torch's number.
     return max(1, min(torch.get_num_threads(), work // least))
+
+
+def run_threads(work: Callable[..., None], threads: int, *arguments: Any) -> None:
+    """Call `work(thread, *arguments)` on each of `threads` threads of Python's.
+
+    Compiled work without a `cfunc` of its own: it must release the interpreter's lock.
+    """
+    others = [_pool(threads - 1).submit(work, thread, *arguments) for thread in range(1, threads)]
+    try:
+        work(0, *arguments)
+    finally:
+        for other in others:
+            other.result()
 
 
 def run_job(
@@ -59,12 +73,7 @@ def run_job(
     if first is not None:
         first.ctypes(block)
     if first is None or block[0] >= 0:
-        others = [_pool(threads - 1).submit(job.ctypes, block) for _ in range(threads - 1)]
-        try:
-            job.ctypes(block)
-        finally:
-            for other in others:
-                other.result()
+        run_threads(lambda _: job.ctypes(block), threads)
     return block[0], block[1], block[2]
 
 

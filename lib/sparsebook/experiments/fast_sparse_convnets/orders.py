@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit
 
 from sparsebook.kernels.depthwise.registers import correlate
-from sparsebook.kernels.selection.lanes import WIDTH
+from sparsebook.kernels.lanes import WIDTH
 
 _REGISTERS = 4
 

@@ -19,7 +19,7 @@ from sparsebook.evaluation.timing import compare
 from sparsebook.experiments.fast_sparse_convnets.orders import pixel_by_pixel, rows_outside, strips_outside
 from sparsebook.experiments.fast_sparse_convnets.scales import Config, Shape
 from sparsebook.experiments.fast_sparse_convnets.training import Arm
-from sparsebook.kernels.selection.lanes import WIDTH
+from sparsebook.kernels.lanes import WIDTH
 from sparsebook.kernels.sparse_matmul import spmm_csr
 from sparsebook.kernels.sparse_matmul.cpu import Matrix
 from sparsebook.models.efficientnet import EfficientNetLite0

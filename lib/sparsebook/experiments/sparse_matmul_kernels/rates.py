@@ -11,7 +11,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsebook.kernels.selection.lanes import WIDTH, element, load, multiply_add
+from sparsebook.kernels.lanes import WIDTH, element, load, multiply_add
 
 SUMS = 8
 """Registers that are summed into at once: two multiply-adds a cycle, each done after four cycles."""

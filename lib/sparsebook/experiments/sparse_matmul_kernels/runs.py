@@ -15,8 +15,8 @@ from sparsebook.evaluation.timing import compare, in_processes, paired_median_ra
 from sparsebook.experiments.sparse_matmul_kernels.problems import Call, Problem, calls, scipy_call
 from sparsebook.experiments.sparse_matmul_kernels.rates import multiply_rate, read_rate
 from sparsebook.experiments.sparse_matmul_kernels.scales import Config, Shape
+from sparsebook.kernels.lanes import WIDTH
 from sparsebook.kernels.nm import nm_matmul, pack
-from sparsebook.kernels.selection.lanes import WIDTH
 from sparsebook.kernels.sparse_matmul import cpu as kernel
 from sparsebook.kernels.sparse_matmul import spmm, spmm_csr
 

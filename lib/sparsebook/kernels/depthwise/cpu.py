@@ -15,7 +15,7 @@ from numba import carray, cfunc, njit
 from torch import Tensor
 
 from sparsebook.kernels.depthwise.registers import COUNTS, clear, copy, correlate, part
-from sparsebook.kernels.selection.lanes import WIDTH, take_number
+from sparsebook.kernels.lanes import WIDTH, take_number
 from sparsebook.kernels.threads import JOB, pointer_to, run_job, thread_count
 
 _LEAST_WORK = 1 << 16  # multiplications that are worth a thread

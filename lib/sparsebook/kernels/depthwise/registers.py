@@ -8,7 +8,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsebook.kernels.selection.lanes import WIDTH, broadcast, element, load, multiply_add, store
+from sparsebook.kernels.lanes import WIDTH, broadcast, element, load, multiply_add, store
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)
 """Registers that a piece of a run may have; eight hide the time that a multiply-add takes."""

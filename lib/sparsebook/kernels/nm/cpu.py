@@ -12,7 +12,7 @@ import torch
 from numba import carray, cfunc
 from torch import Tensor
 
-from sparsebook.kernels.selection.lanes import WIDTH, take_number
+from sparsebook.kernels.lanes import WIDTH, take_number
 from sparsebook.kernels.sparse_matmul.cpu import Strips, job_arguments, separate_strips, tile_strips
 from sparsebook.kernels.sparse_matmul.registers import (
     COLUMNS,

@@ -23,17 +23,16 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from sparsebook.kernels.selection.lanes import (
+from sparsebook.kernels.lanes import (
     BLOCK,
     count_bits,
     lowest_bit,
     raise_to,
     reaching,
     reaching_each,
-    run_threads,
     take_number,
-    thread_count,
 )
+from sparsebook.kernels.threads import run_threads, thread_count
 
 FAULTLESS = -1
 _CHUNK = 1 << 15  # elements of the matrix that a thread takes at a time

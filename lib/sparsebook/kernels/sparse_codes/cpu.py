@@ -19,17 +19,16 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from sparsebook.kernels.selection.lanes import (
+from sparsebook.kernels.lanes import (
     WIDTH,
     broadcast,
     element,
     load,
     multiply_add,
-    run_threads,
     store,
     take_number,
-    thread_count,
 )
+from sparsebook.kernels.threads import run_threads, thread_count
 
 _VECTORS = 8
 SLICE = _VECTORS * WIDTH

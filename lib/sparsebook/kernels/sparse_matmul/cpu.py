@@ -24,7 +24,7 @@ import torch
 from numba import carray, cfunc, njit
 from torch import Tensor
 
-from sparsebook.kernels.selection.lanes import WIDTH, take_number
+from sparsebook.kernels.lanes import WIDTH, take_number
 from sparsebook.kernels.sparse_matmul.registers import (
     COLUMNS,
     ENTRIES,

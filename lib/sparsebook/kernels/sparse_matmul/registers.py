@@ -16,7 +16,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsebook.kernels.selection.lanes import WIDTH, broadcast, element, load, multiply_add, store
+from sparsebook.kernels.lanes import WIDTH, broadcast, element, load, multiply_add, store
 
 (
     COUNTER, THREAD, PLAN, STRIPS, PARTS, ENTRIES, ROWS, SOURCES, OFFSETS, COLUMNS, VALUES, Y, X, STRIDE,

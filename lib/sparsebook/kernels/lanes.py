@@ -1,18 +1,14 @@
-"""Vector instructions and threads for the CPU kernels of selection and of sparse codes.
+"""Vector instructions that the CPU kernels share.
 
 Numba vectorises no loop that appends to a list or that keeps several sums in registers, so these few steps
 are written in LLVM's vector type. A block is 64 floats: LLVM splits it into whatever registers the machine
 has (four with AVX-512, eight with AVX, sixteen with NEON or SSE). `WIDTH` is one register's floats.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Any, no_type_check
 
 import llvmlite.binding
 import numba
-import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -152,24 +148,3 @@ def take_number(_context, counter):
         return builder.atomic_rmw("add", pointer, _i64(1), "monotonic")
 
     return types.int64(counter), generate
-
-
-def thread_count(work: int, least: int) -> int:
-    """How many threads to use when each should get at least `least` of `work` units."""
-    # Not Numba's count as well: asking for it starts its threading layer, which resets torch's number.
-    return max(1, min(torch.get_num_threads(), work // least))
-
-
-def run_threads(work: Callable[..., None], threads: int, *arguments: Any) -> None:
-    """Call `work(thread, *arguments)` on each of `threads` threads; it releases the interpreter's lock."""
-    others = [_pool(threads - 1).submit(work, thread, *arguments) for thread in range(1, threads)]
-    try:
-        work(0, *arguments)
-    finally:
-        for other in others:
-            other.result()
-
-
-@lru_cache(1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="sparsebook")
