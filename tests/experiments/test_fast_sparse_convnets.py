@@ -147,6 +147,7 @@ def test_what_runs_often_runs_often():
 # Figures and text ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_figures_tables_and_answers(smoke):
     import matplotlib.pyplot as plt
 

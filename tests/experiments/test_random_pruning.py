@@ -270,6 +270,7 @@ def smoke():
     return config, experiment.tables(config)
 
 
+@pytest.mark.slow
 def test_figures_tables_and_answers(smoke):
     import matplotlib.pyplot as plt
 
