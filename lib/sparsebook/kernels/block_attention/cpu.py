@@ -15,8 +15,6 @@ threads that run without the interpreter's lock, so rows of unequal length balan
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -34,11 +32,12 @@ from sparsebook.kernels.block_attention.vectors import (
     prefetch,
     softmax_of_1,
     softmax_of_4,
-    take_number,
     transpose_square,
     values_of_1,
     values_of_2,
 )
+from sparsebook.kernels.lanes import take_number
+from sparsebook.kernels.threads import run_threads, thread_count
 
 QUERY_TILE = 64
 KEY_TILE = 128
@@ -335,11 +334,6 @@ def _work(
         _finish(out, lse, largest, row, rows, lanes, shape.value_dim, tile)
 
 
-@lru_cache(1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="block_attention")
-
-
 def span_attention_cpu(
     q: Tensor,
     k: Tensor,
@@ -364,9 +358,5 @@ def span_attention_cpu(
         *inputs, bits_of(out), lse.view(-1).numpy(), largest.view(-1).numpy(), shape, *indices, block, group,
         causal, offset, np.float32(scale * _LOG2E), np.zeros(1, np.int64),
     )  # fmt: skip
-    threads = min(torch.get_num_threads(), max(1, batch * heads * n_queries // 16))
-    others = [_pool(threads - 1).submit(_work, *arguments) for _ in range(threads - 1)]
-    _work(*arguments)
-    for other in others:
-        other.result()
+    run_threads(lambda _: _work(*arguments), thread_count(batch * heads * n_queries, 16))
     return out, lse, largest

@@ -309,15 +309,3 @@ def prefetch(_context, array, at):
         return context.get_dummy_value()
 
     return signature, generate
-
-
-@intrinsic
-@no_type_check
-def take_number(_context, counter):
-    """Atomically counter[0]++."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = _at(context, builder, signature.args[0], arguments[0], _i64(0))
-        return builder.atomic_rmw("add", pointer, _i64(1), "monotonic")
-
-    return types.int64(counter), generate

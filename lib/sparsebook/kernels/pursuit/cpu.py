@@ -21,6 +21,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
+from sparsebook.kernels.lanes import take_number
 from sparsebook.kernels.pursuit.reference import Result, Rule, correlation_noise
 from sparsebook.kernels.pursuit.vectors import (
     WIDTH,
@@ -29,7 +30,6 @@ from sparsebook.kernels.pursuit.vectors import (
     find_absolute,
     subtract_and_find,
     subtract_and_find_absolute,
-    take_number,
 )
 
 _CORRELATIONS = 1 << 21

@@ -246,15 +246,3 @@ def add_scaled(_context, target, at, weight, x, at_x, n):
         return context.get_dummy_value()
 
     return signature, generate
-
-
-@intrinsic
-@no_type_check
-def take_number(_context, counter):
-    """Atomically counter[0]++."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], _i64(0))
-        return builder.atomic_rmw("add", pointer, _i64(1), "monotonic")
-
-    return types.int64(counter), generate
