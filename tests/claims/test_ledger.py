@@ -217,6 +217,23 @@ def test_a_run_that_lacks_a_package_says_so(ledger: Ledger) -> None:
     assert "C1" in ledger._untested
 
 
+def test_all_at_once_with_a_reason_for_the_rest(ledger: Ledger) -> None:
+    samples = Samples(EIGHT + 1, unit="recall")
+    supplied = {"C1": samples, "C2": samples, "C5": Samples([0.95, 1.0], unit="recall")}
+    ledger.check_all(supplied, why="not measured here")
+    why = {row["id"]: (row["verdict"], row["why"]) for row in ledger.report().rows}
+    assert [name for name, (verdict, _) in why.items() if verdict == "untested"] == ["C3", "C4", "C6"]
+    assert [why[name][1] for name in ("C3", "C6")] == ["not measured here"] * 2
+    assert "MS MARCO" in why["C4"][1]  # its own reason
+
+
+def test_all_at_once_leaves_nothing_out(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="'C9' is not declared"):
+        ledger.check_all({"C9": Samples(EIGHT, unit="recall")})
+    with pytest.raises(ValueError, match="check it, or say why not"):
+        ledger.check_all({})
+
+
 def test_what_needs_more_may_be_checked_where_there_is_more(ledger: Ledger) -> None:
     ledger.check("C4", Samples(EIGHT + 1, unit="recall"))
 

@@ -49,6 +49,20 @@ class Ledger:
         check_fits(claim, samples)
         self._samples[claim_id] = samples
 
+    def check_all(self, samples: Mapping[str, Samples], why: str | None = None) -> None:
+        """Supply all that was measured; every other claim is untested, for what it needs or else for `why`.
+
+        Raises
+        ------
+        ValueError
+            As `check` and `untested`.
+        """
+        for claim_id, own in samples.items():
+            self.check(claim_id, own)
+        for claim in self.declaration.claims:
+            if claim.id not in samples:
+                self.untested(claim.id, None if claim.needs else why)
+
     def untested(self, claim_id: str, why: str | None = None) -> None:
         """Say that a claim was not tested here, and why.
 

@@ -146,12 +146,7 @@ def _accuracy(tasks: pd.DataFrame, config: Config, method: str, less: str) -> np
 
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; say of the others why they were not tested."""
-    samples = claim_samples(found, config)
-    for claim in ledger.declaration.claims:
-        if claim.id in samples:
-            ledger.check(claim.id, samples[claim.id])
-        else:
-            ledger.untested(claim.id)
+    ledger.check_all(claim_samples(found, config))
 
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:

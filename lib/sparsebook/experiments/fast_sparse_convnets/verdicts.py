@@ -212,14 +212,7 @@ def check_samples(found: Tables) -> dict[str, Samples]:
 
 def check_claims(ledger: Ledger, found: Tables, config: Config) -> None:
     """Supply every claim's samples; the others are untested for the reason that they declare."""
-    samples = claim_samples(found, config)
-    for claim in ledger.declaration.claims:
-        if claim.id in samples:
-            ledger.check(claim.id, samples[claim.id])
-        elif claim.needs is None:
-            ledger.untested(claim.id, why=f"not measured at scale {config.scale}")
-        else:
-            ledger.untested(claim.id)
+    ledger.check_all(claim_samples(found, config), why=f"not measured at scale {config.scale}")
 
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:

@@ -268,12 +268,7 @@ def real_samples(table: pd.DataFrame, sabotaged: bool = False) -> dict[str, Samp
 
 def check_claims(ledger: Ledger, found: Tables, config: Config) -> None:
     """Supply every claim's samples; the others are untested for the reason that they declare."""
-    samples = claim_samples(found, config)
-    for claim in ledger.declaration.claims:
-        if claim.id in samples:
-            ledger.check(claim.id, samples[claim.id])
-        else:
-            ledger.untested(claim.id)
+    ledger.check_all(claim_samples(found, config))
 
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:

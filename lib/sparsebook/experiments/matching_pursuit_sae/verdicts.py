@@ -222,12 +222,7 @@ def _superposed_samples(table: pd.DataFrame) -> dict[str, Samples]:
 
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; say of the others why they were not tested."""
-    samples = claim_samples(found, config)
-    for claim in ledger.declaration.claims:
-        if claim.id in samples:
-            ledger.check(claim.id, samples[claim.id])
-        else:
-            ledger.untested(claim.id, None if claim.needs else "own activations or embeddings in its place")
+    ledger.check_all(claim_samples(found, config), why="own activations or embeddings in its place")
 
 
 # Sabotage ------------------------------------------------------------------------------------------------

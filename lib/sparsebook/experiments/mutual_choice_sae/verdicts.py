@@ -112,12 +112,7 @@ def _exact_samples(exact: pd.DataFrame) -> dict[str, Samples]:
 
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; the others are untested for the reason that they declare."""
-    samples = claim_samples(found, config)
-    for claim in ledger.declaration.claims:
-        if claim.id in samples:
-            ledger.check(claim.id, samples[claim.id])
-        else:
-            ledger.untested(claim.id)
+    ledger.check_all(claim_samples(found, config))
 
 
 # Sabotage -------------------------------------------------------------------------------------------------

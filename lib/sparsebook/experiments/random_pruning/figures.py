@@ -186,10 +186,10 @@ def draw_trust(found: Tables, config: Config) -> "Figure":
     }
     figure, axes = _subplots(4, width=9.0, height=3.0, sharey=True)
     arms = trust_arms(found, config)
-    shades = [GREY if "," in name.partition(", ")[2] else BLACK if "dense" in name else BLUE for name in arms]
+    shades = {"dense": BLACK, "erk": BLUE}
     for one, (metric, title) in zip(axes, metrics.items(), strict=True):
-        rows = zip(reversed(arms.values()), reversed(shades), strict=True)
-        for row, ((table, method, where), shade) in enumerate(rows):
+        for row, (table, method, where) in enumerate(reversed(arms.values())):
+            shade = shades.get(method, GREY)
             mean, low, high = _interval(values(table, method, metric, **where))
             one.plot([low, high], [row, row], color=shade)
             one.plot(mean, row, marker="o", color=shade)

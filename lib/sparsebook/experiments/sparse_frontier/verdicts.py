@@ -294,12 +294,7 @@ def _setting_gain(
 
 def check_claims(ledger: Ledger, found: dict[str, pd.DataFrame], config: Config) -> None:
     """Supply every claim's samples; the others are untested for the reason that they declare."""
-    samples = claim_samples(found)
-    for claim in ledger.declaration.claims:
-        if claim.id in samples:
-            ledger.check(claim.id, samples[claim.id])
-        else:
-            ledger.untested(claim.id)
+    ledger.check_all(claim_samples(found))
 
 
 def sabotage_samples(config: Config) -> dict[str, Samples]:
